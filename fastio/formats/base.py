@@ -25,11 +25,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FileRef:
-    """A file as it was when it was indexed. Who reads it later compares, and refuses a file that changed."""
+    """A file as it was when it was indexed. Who reads it later compares, and refuses a file that changed.
+
+    ``may_grow`` is for a file whose indexed bytes stay valid while others append to it (an LMDB file, whose pages are
+    held by a read transaction): then only truncation is a change.
+    """
 
     path: Path
     size_bytes: int
     mtime_ns: int
+    may_grow: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
