@@ -1,0 +1,162 @@
+"""Open files of a dataset: descriptors and maps, opened when first needed, checked to be the files that were indexed.
+
+A :class:`FileSet` belongs to one process. Descriptors are many (a dataset may have tens of thousands of shards), so
+they are kept least-recently-used up to a limit; a borrowed one stays open until it is given back, whatever the limit.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import resource
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastio import pagecache
+from fastio.errors import ErrorKind, StoreError
+from fastio.extents import UInt8Array
+from fastio.formats.base import FileRef
+
+__all__ = ["FileSet", "OpenFile", "default_descriptor_limit"]
+
+
+def default_descriptor_limit() -> int:
+    """Half of what this process may open: the other half is for connections, rings and everything else."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 4096 if soft == resource.RLIM_INFINITY else max(16, min(4096, soft // 2))
+
+
+@dataclass(slots=True)
+class OpenFile:
+    """One open file. Use it only while it is borrowed."""
+
+    ref: FileRef
+    fd: int
+    borrowers: int = 0
+    _map: mmap.mmap | None = None
+
+    def view(self) -> UInt8Array:
+        """The whole file, mapped read-only, for random access. Touching a page beyond a truncation kills the process
+        with SIGBUS: call :meth:`check` right before, or let the kernel do the touching.
+        """
+        if self._map is None:
+            self._map = mmap.mmap(self.fd, self.ref.size_bytes, prot=mmap.PROT_READ)
+            self._map.madvise(mmap.MADV_RANDOM)
+        return np.frombuffer(self._map, dtype=np.uint8)
+
+    def check(self) -> None:
+        """Refuses a file that is no longer what was indexed.
+
+        Raises:
+            StoreError: it was truncated or rewritten.
+        """
+        status = os.fstat(self.fd)
+        if status.st_size < self.ref.size_bytes:
+            raise StoreError(
+                f"{self.ref.path} is truncated: {status.st_size} bytes, indexed with {self.ref.size_bytes}; "
+                "restore the file, or open the dataset again to index it as it is",
+                kind=ErrorKind.TRUNCATED,
+            )
+        if not self.ref.may_grow and (status.st_size, status.st_mtime_ns) != (self.ref.size_bytes, self.ref.mtime_ns):
+            raise StoreError(
+                f"{self.ref.path} changed after it was indexed ({self.ref.size_bytes} bytes then, {status.st_size} "
+                "now); open the dataset again to index it as it is",
+                kind=ErrorKind.CHANGED,
+            )
+
+    def unmap(self) -> None:
+        """Lets the map go; views that others still hold keep it alive until they are dropped."""
+        self._map = None
+
+    def close(self) -> None:
+        self.unmap()
+        os.close(self.fd)
+
+
+class FileSet:
+    """The files of one dataset, by their number. Safe from many threads.
+
+    Args:
+        files: the files, as the dataset lists them.
+        descriptor_limit: how many descriptors are kept open when nobody uses them.
+    """
+
+    def __init__(self, files: Sequence[FileRef], *, descriptor_limit: int) -> None:
+        self._files = files
+        self._limit = descriptor_limit
+        self._open: OrderedDict[int, OpenFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __repr__(self) -> str:
+        return f"<FileSet {len(self._open)} of {len(self._files)} files open, limit {self._limit}>"
+
+    @contextmanager
+    def borrow(self, numbers: Iterable[int]) -> Iterator[dict[int, OpenFile]]:
+        """Opens these files, if they are not, and keeps them open inside the ``with`` block.
+
+        Raises:
+            StoreError: a file is gone, unreadable or not what was indexed.
+        """
+        borrowed: dict[int, OpenFile] = {}
+        try:
+            for number in numbers:
+                borrowed[number] = self._take(number)
+            yield borrowed
+        finally:
+            self._give_back(borrowed)
+
+    def unmap(self) -> None:
+        """Lets go of all maps that nobody borrows, so that the kernel may reclaim (and others may drop) their pages."""
+        with self._lock:
+            for file in self._open.values():
+                if not file.borrowers:
+                    file.unmap()
+
+    def close(self) -> None:
+        """Closes every descriptor. Nothing may be borrowed any more."""
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
+
+    def _take(self, number: int) -> OpenFile:
+        with self._lock:
+            file = self._open.get(number)
+            if file is None:
+                self._open[number] = file = _open(self._files[number])
+            else:
+                self._open.move_to_end(number)
+            file.borrowers += 1
+            return file
+
+    def _give_back(self, borrowed: dict[int, OpenFile]) -> None:
+        with self._lock:
+            for file in borrowed.values():
+                file.borrowers -= 1
+            idle = [] if len(self._open) <= self._limit else [n for n, f in self._open.items() if not f.borrowers]
+            for number in idle[: len(self._open) - self._limit]:
+                self._open.pop(number).close()
+
+
+def _open(ref: FileRef) -> OpenFile:
+    try:
+        fd = os.open(ref.path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise StoreError(f"{ref.path} was there when it was indexed and is gone", kind=ErrorKind.MISSING) from None
+    except OSError as error:
+        raise StoreError(f"{ref.path} can't be opened: {error.strerror}", kind=ErrorKind.UNREADABLE) from error
+    file = OpenFile(ref, fd)
+    try:
+        file.check()
+        pagecache.expect_random(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return file
