@@ -43,10 +43,14 @@ class FieldLayout:
 
 @dataclass(frozen=True, slots=True)
 class BatchLayout:
-    """Where everything of one batch lies in its payload. ``ids`` begin at 0."""
+    """Where everything of one batch lies in its payload. ``ids`` begin at 0.
+
+    ``gaps`` are the half-open ranges between buffers that alignment leaves; a sender zeroes them.
+    """
 
     records: int
     fields: tuple[FieldLayout, ...]
+    gaps: tuple[tuple[int, int], ...]
     payload_bytes: int
 
 
@@ -83,23 +87,23 @@ def batch_layout(fields: Sequence[FieldSpec], records: int, ragged_bytes: Sequen
         ragged_bytes: for each **ragged** field, in order, the byte count of all its values in this batch.
     """
     sizes = iter(ragged_bytes)
-    end = records * 8
+    ends = [records * 8]
+    gaps = []
+
+    def place(length_bytes: int) -> int:
+        start = _aligned(ends[-1])
+        gaps.append((ends[-1], start))
+        ends.append(start + length_bytes)
+        return start
+
     parts = []
     for field in fields:
-        mask_start = offsets_start = None
-        if field.nullable:
-            mask_start = _aligned(end)
-            end = mask_start + records
-        if field.kind == "ragged":
-            offsets_start = _aligned(end)
-            end = offsets_start + 8 * (records + 1)
-            values_bytes = next(sizes)
-        else:
-            values_bytes = records * fixed_bytes(field)
-        values_start = _aligned(end)
-        end = values_start + values_bytes
-        parts.append(FieldLayout(mask_start, offsets_start, values_start, values_bytes))
-    return BatchLayout(records, tuple(parts), _aligned(end))
+        mask_start = place(records) if field.nullable else None
+        offsets_start = place(8 * (records + 1)) if field.kind == "ragged" else None
+        values_bytes = next(sizes) if field.kind == "ragged" else records * fixed_bytes(field)
+        parts.append(FieldLayout(mask_start, offsets_start, place(values_bytes), values_bytes))
+    payload_bytes = place(0)
+    return BatchLayout(records, tuple(parts), tuple(gap for gap in gaps if gap[0] < gap[1]), payload_bytes)
 
 
 def view_batch(

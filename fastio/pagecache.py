@@ -96,7 +96,7 @@ def available_memory_bytes() -> int:
     """Memory that the page cache may still take: the smaller of MemAvailable and what the memory cgroups of this
     process allow (v1 and v2; page cache already charged to the cgroup counts as available to it).
     """
-    limits = [_mem_available_bytes()]
+    limits: list[int | None] = [_mem_available_bytes()]
     for line in _read(Path("/proc/self/cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
