@@ -48,15 +48,15 @@ class Ring:
         self.fd = os.memfd_create("fastio-ring", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, self.capacity_bytes)
-            self._map = mmap.mmap(self.fd, self.capacity_bytes)
+            memory = mmap.mmap(self.fd, self.capacity_bytes)
         except OSError as error:
             os.close(self.fd)
             raise UnavailableError(
                 f"no memory for a window of {self.capacity_bytes} bytes ({error.strerror}); lower window_bytes",
                 kind=ErrorKind.OVERLOADED,
             ) from error
-        self.memory = memoryview(self._map)
-        self.array: UInt8Array = np.frombuffer(self._map, dtype=np.uint8)
+        self.memory = memoryview(memory)
+        self.array: UInt8Array = np.frombuffer(memory, dtype=np.uint8)
         self._leased: deque[Region] = deque()
 
     def __repr__(self) -> str:
@@ -99,10 +99,7 @@ class Ring:
         return head if tail - head >= size else None
 
     def close(self) -> None:
-        """Frees the memory. No view of it may be alive, and no region leased."""
-        self.memory.release()
-        del self.array
-        self._map.close()
+        """Gives the memory up; it is freed when the last view of it is gone."""
         os.close(self.fd)
 
 

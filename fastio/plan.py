@@ -16,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastio.extents import BitTable, Extents, ExtentTable, Int32Array, Int64Array
-from fastio.layout import ALIGNMENT_BYTES, BatchLayout, batch_layout
+from fastio.layout import ALIGNMENT_BYTES, BatchLayout, FieldArrays, batch_layout, fixed_bytes
 from fastio.spec import FieldSpec
 
 __all__ = [
     "BatchPlan",
     "FieldSource",
-    "KnownValues",
     "Reads",
     "Strategy",
     "StrategyChoice",
@@ -73,15 +72,6 @@ def choose_strategy(*, payload_bytes: int, records: int, dataset_bytes: int, mem
     return StrategyChoice("extent", f"records of {mean_bytes:.0f} bytes, and the dataset exceeds memory")
 
 
-@dataclass(frozen=True, slots=True)
-class KnownValues:
-    """Values that planning itself produced (bits, decoded columns), in the layout of :mod:`fastio.layout`."""
-
-    values: npt.NDArray[Any]
-    offsets_B1: Int64Array | None
-    mask_B: npt.NDArray[np.bool_] | None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldSource:
     """Where the planner gets one field from: exactly one of ``table`` and ``take``.
@@ -98,18 +88,20 @@ class FieldSource:
     strategy: Strategy
     table: ExtentTable | None = None
     validity: tuple[BitTable, ...] = ()
-    take: Callable[[Int64Array], KnownValues] | None = None
+    take: Callable[[Int64Array], FieldArrays] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reads:
     """R reads of one field: ``length_R`` bytes at ``offset_R`` of file ``file_R`` go to ``dest_R`` of the payload.
 
-    ``row_R`` is the place in the batch of the record that each read belongs to.
+    ``row_R`` is the place in the batch of the record that each read belongs to; ``fixed_width`` the length of every
+    read, where it is the same by the field's type. Destinations ascend, and those of a ragged field leave no gap.
     """
 
     field: int
     strategy: Strategy
+    fixed_width: int | None
     file_R: Int32Array
     offset_R: Int64Array
     length_R: Int64Array
@@ -170,7 +162,7 @@ def plan_batch(
         if part.values is not None:
             known.append((place.values_start, part.values))
         if part.extents is not None and part.start_B is not None:
-            reads.append(_reads(index, source.strategy, part.extents, part.start_B + place.values_start))
+            reads.append(_reads(index, source, part.extents, part.start_B + place.values_start))
     return BatchPlan(
         step=step,
         epoch=epoch,
@@ -229,7 +221,7 @@ def _plan_field(source: FieldSource, ids_B: Int64Array, read_bits: ReadBits) -> 
     if mask_B is not None:
         extents = Extents(extents.file_B, extents.offset_B, np.where(mask_B, extents.length_B, 0))
     if not _ragged(source):
-        width = source.table.width or 0
+        width = fixed_bytes(source.field)
         start_B = np.arange(len(ids_B), dtype=np.int64) * width
         # Nothing is read for a null record, and the memory held another batch before: null values are zeroed first.
         zeros = None if mask_B is None or mask_B.all() else np.zeros(width * len(ids_B), dtype=np.uint8)
@@ -244,18 +236,25 @@ def _ragged(source: FieldSource) -> bool:
     return source.field.kind == "ragged"
 
 
-def _reads(field: int, strategy: Strategy, extents: Extents, dest_B: Int64Array) -> Reads:
+def _reads(field: int, source: FieldSource, extents: Extents, dest_B: Int64Array) -> Reads:
     row_R = np.flatnonzero(extents.length_B)
-    if len(row_R) == len(dest_B):
-        return Reads(field, strategy, extents.file_B, extents.offset_B, extents.length_B, dest_B, row_R)
-    picked = (extents.file_B[row_R], extents.offset_B[row_R], extents.length_B[row_R], dest_B[row_R])
-    return Reads(field, strategy, *picked, row_R)
+    return Reads(
+        field,
+        source.strategy,
+        None if _ragged(source) else fixed_bytes(source.field),
+        extents.file_B[row_R],
+        extents.offset_B[row_R],
+        extents.length_B[row_R],
+        dest_B[row_R],
+        row_R,
+    )
 
 
 def _sliced(reads: Reads, start: int, stop: int) -> Reads:
     return Reads(
         reads.field,
         reads.strategy,
+        reads.fixed_width,
         reads.file_R[start:stop],
         reads.offset_R[start:stop],
         reads.length_R[start:stop],
@@ -273,6 +272,7 @@ def _cut_long(reads: Reads, max_bytes: int) -> Reads:
     return Reads(
         reads.field,
         reads.strategy,
+        None,
         reads.file_R[source],
         reads.offset_R[source] + skipped,
         length,

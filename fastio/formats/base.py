@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Protocol
 
 from fastio.extents import BitTable, ExtentTable, Int64Array
+from fastio.layout import FieldArrays
 from fastio.spec import FieldSpec
 
 __all__ = ["Column", "DecodedColumn", "FileRef", "IndexOptions", "Progress", "Shard", "TakenValues"]
+
+# Values of B records that were taken rather than located: the arrays of one field of a batch.
+TakenValues = FieldArrays
 
 # Called while a shard is indexed, with (bytes done, bytes in all). May be called often; must be cheap.
 Progress = Callable[[int, int], None]
@@ -53,15 +54,6 @@ class Column:
     field: FieldSpec
     table: ExtentTable
     validity: tuple[BitTable, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TakenValues:
-    """Values of B records in the layout of :mod:`fastio.layout`: values, B + 1 offsets if ragged, mask if nullable."""
-
-    values: npt.NDArray[Any]
-    offsets_B1: Int64Array | None
-    mask_B: npt.NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
