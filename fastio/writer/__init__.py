@@ -9,7 +9,7 @@ partial     the directory that is not a dataset yet, and the manifest that makes
 
 from __future__ import annotations
 
-from fastio.writer.partial import MANIFEST_NAME
+from fastio.writer.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 from fastio.writer.writer import Writer
 
-__all__ = ["MANIFEST_NAME", "Writer"]
+__all__ = ["MANIFEST_NAME", "Manifest", "ShardEntry", "Writer", "read_manifest"]

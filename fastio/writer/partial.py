@@ -1,4 +1,4 @@
-"""The directory in which a dataset is being written, and the manifest that ends the writing.
+"""The directory in which a dataset is being written, until it is one.
 
 A dataset appears at its path by one rename, after every byte of it was made durable. Until then it lives in
 ``<path>.partial``, which nothing takes for a dataset. A run that was killed leaves that directory behind: the next run
@@ -10,36 +10,21 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from fastio.errors import ErrorKind, FastioError, StoreError
+from fastio.writer.manifest import MANIFEST_NAME, Manifest
 
-__all__ = ["MANIFEST_NAME", "MANIFEST_VERSION", "PartialDirectory", "ShardEntry", "checksum", "store_errors"]
+__all__ = ["PartialDirectory", "store_errors"]
 
-MANIFEST_NAME = "fastio-manifest.json"
-MANIFEST_VERSION = 1
 _LOCK_NAME = ".writing"
 # EFBIG is what a file-size limit of the process says: no room either, and the same remedy.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-@dataclass(frozen=True, slots=True)
-class ShardEntry:
-    """One shard in the manifest: its data file relative to the dataset, and what must be found there."""
-
-    path: str
-    records: int
-    bytes: int
-    checksum: str
 
 
 @contextmanager
@@ -55,12 +40,6 @@ def store_errors(path: Path, wanted: str) -> Iterator[None]:
             raise StoreError(message, kind=ErrorKind.DISK_FULL) from error
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise StoreError(f"cannot {wanted} {path}: {reason}", kind=ErrorKind.IO) from error
-
-
-def checksum(path: Path) -> str:
-    """``blake2b:`` and 32 hex digits (BLAKE2b with a digest of 16 bytes) of a file's content."""
-    with path.open("rb") as file:
-        return "blake2b:" + hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 class PartialDirectory:
@@ -92,11 +71,10 @@ class PartialDirectory:
                 self._refuse_live()
             self._lock = self._locked()
 
-    def publish(self, manifest: dict[str, Any], shards: list[ShardEntry]) -> None:
+    def publish(self, manifest: Manifest) -> None:
         """Writes the manifest, makes everything durable, and renames the directory to its target."""
-        body = {"version": MANIFEST_VERSION, **manifest, "shards": [asdict(shard) for shard in shards]}
         with store_errors(self.path, "finish"):
-            (self.path / MANIFEST_NAME).write_text(json.dumps(body, indent=1) + "\n")
+            (self.path / MANIFEST_NAME).write_text(manifest.to_json())
             (self.path / _LOCK_NAME).unlink()
             for found in sorted(self.path.rglob("*")):
                 _sync(found)

@@ -14,7 +14,8 @@ from typing import Any, Literal, Self, get_args
 from fastio.errors import ClosedError, ErrorKind, RequestError
 from fastio.writer.arrow import ArrowShardWriter
 from fastio.writer.lmdb import LmdbShardWriter, lmdb_layout
-from fastio.writer.partial import PartialDirectory, ShardEntry, checksum, store_errors
+from fastio.writer.manifest import Manifest, ShardEntry, checksum
+from fastio.writer.partial import PartialDirectory, store_errors
 from fastio.writer.schema import as_record_batches, as_schema, rows_to_batch, value_bytes
 
 __all__ = ["DEFAULT_BATCH_BYTES", "DEFAULT_SHARD_BYTES", "Writer", "WriterFormat"]
@@ -188,7 +189,8 @@ class Writer:
         if shard is not None:
             shard.close()
             name = shard.path.relative_to(self._partial.path).as_posix()
-            self._entries.append(ShardEntry(name, shard.records, shard.path.stat().st_size, checksum(shard.path)))
+            size, digest = shard.path.stat().st_size, checksum(shard.path)
+            self._entries.append(ShardEntry(path=name, records=shard.records, bytes=size, checksum=digest))
 
     def _finish(self) -> None:
         self._take_rows()
@@ -198,12 +200,17 @@ class Writer:
             raise RequestError(message, kind=ErrorKind.TOO_FEW_RECORDS)
         with store_errors(self._partial.path, "write"):
             self._close_shard()
-        metadata = {key.decode(): value.decode() for key, value in (self.schema.metadata or {}).items()}
-        manifest = {
-            "format": self._format,
-            "records": self._records,
-            "fields": {field.name: str(field.type) for field in self.schema},
-            "metadata": metadata,
-            "shuffled": self._shuffle_seed,
+        metadata = {
+            key.decode(errors="replace"): value.decode(errors="replace")
+            for key, value in (self.schema.metadata or {}).items()
         }
-        self._partial.publish(manifest, self._entries)
+        self._partial.publish(
+            Manifest(
+                format=self._format,
+                records=self._records,
+                fields={field.name: str(field.type) for field in self.schema},
+                metadata=metadata,
+                shuffled=self._shuffle_seed,
+                shards=tuple(self._entries),
+            )
+        )

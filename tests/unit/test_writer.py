@@ -20,7 +20,7 @@ from fastio.errors import ClosedError
 from fastio.writer import MANIFEST_NAME
 from fastio.writer.arrow import ArrowShardWriter
 from fastio.writer.lmdb import LmdbShardWriter
-from fastio.writer.partial import checksum
+from fastio.writer.manifest import checksum
 from fastio.writer.schema import as_schema
 
 
