@@ -11,7 +11,6 @@ The file knows nothing of formats. It holds no code and nothing that executes wh
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import mmap
@@ -19,8 +18,6 @@ import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -30,7 +27,7 @@ import numpy.typing as npt
 
 from fastio.errors import ErrorKind, StoreError
 from fastio.formats.base import FileRef
-from fastio.formats.spool import Spool
+from fastio.formats.spool import Spool, naming_place
 
 __all__ = ["FIRST_SECTION_OFFSET", "Sidecar", "SidecarWriter", "load_sidecar", "sidecar_path"]
 
@@ -155,7 +152,7 @@ class SidecarWriter:
         if chunk.dtype.kind not in "biuf":
             raise TypeError(f"array {name!r} must hold booleans or numbers, got {chunk.dtype}")
         directory = None if self.path is None else self.path.parent
-        with _os_errors_named(self.path):
+        with naming_place(self.path):
             self._spools.setdefault(name, Spool(directory)).append(chunk)
 
     def __enter__(self) -> Self:
@@ -166,7 +163,7 @@ class SidecarWriter:
     ) -> None:
         try:
             if kind is None:
-                with _os_errors_named(self.path):
+                with naming_place(self.path):
                     self.sidecar = self._commit_in_memory() if self.path is None else self._commit(self.path)
         finally:
             for spool in self._spools.values():
@@ -270,18 +267,3 @@ def _umask() -> int:
 
 def _unreachable() -> Sidecar:
     raise StoreError("a sidecar just written does not read back; please report this", kind=ErrorKind.INTERNAL)
-
-
-@contextmanager
-def _os_errors_named(path: Path | None) -> Iterator[None]:
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        where = "in memory" if path is None else f"at {path}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"no room for the index {where}: free some space, or give another directory for indexes"
-            raise StoreError(message, kind=ErrorKind.DISK_FULL) from error
-        message = f"cannot store the index {where} ({error.strerror}): give another directory for indexes"
-        raise StoreError(message, kind=ErrorKind.IO) from error

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Spool"]
+from fastio.errors import ErrorKind, StoreError
+
+__all__ = ["Spool", "naming_place"]
 
 # An array is kept in memory up to here, then spilled to an unnamed temporary file.
 _SPILL_BYTES = 8 << 20
@@ -88,3 +93,19 @@ class Spool:
             self._file.write(chunk.reshape(-1).view(np.uint8).data)
         self._file.flush()
         self._pending, self._pending_bytes = [], 0
+
+
+@contextmanager
+def naming_place(path: Path | None) -> Iterator[None]:
+    """Turns the errors of storing an index at ``path`` (None: in memory) into a StoreError that says where."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        where = "in memory" if path is None else f"at {path}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"no room for the index {where}: free some space, or give another directory for indexes"
+            raise StoreError(message, kind=ErrorKind.DISK_FULL) from error
+        message = f"cannot store the index {where} ({error.strerror}): give another directory for indexes"
+        raise StoreError(message, kind=ErrorKind.IO) from error
