@@ -2,8 +2,8 @@
 
     pool.py     the threads
     fetch.py    one piece of a plan -> bytes in the ring (the system calls)
-    bits.py     validity and boolean bits, which planning needs
-    sources.py  a dataset's columns -> what the planner takes, strategy chosen
+    late.py     resident bytes that are read only when they are sent
+    sources.py  a dataset's columns -> what the planner takes: strategy chosen, bits looked up
     batches.py  which batches a stream has, one plan after another; a batch that is ready
     stream.py   one stream: plans batches ahead as far as its ring has room, hands them out in order
     reader.py   the process-wide owner of all of these

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -101,39 +101,44 @@ class BatchPlanner:
 
 
 class Batch:
-    """A batch between its plan and its release. ``pending`` pieces of it are still to be read."""
+    """A batch between its plan and its release. ``pending`` pieces of it are still to be read; ``late`` ones will be
+    read when they are sent.
+    """
 
-    __slots__ = ("error", "pending", "plan", "region")
+    __slots__ = ("error", "late", "pending", "plan", "region")
 
-    def __init__(self, plan: BatchPlan, region: Region, pending: int) -> None:
+    def __init__(self, plan: BatchPlan, region: Region, *, pending: int, late: Sequence[Reads] = ()) -> None:
         self.plan = plan
         self.region = region
         self.pending = pending
+        self.late = late
         self.error: FastioError | None = None
 
 
 class ReadyBatch:
-    """A batch whose bytes are all there.
+    """A batch whose bytes can be sent.
 
     Attributes:
         descriptor: what the payload holds.
         payload_bytes: its length.
-        buffers: the payload, in order; views of the stream's ring, valid until :meth:`release`.
+        buffers: the payload, in order, to be gone through once. Each buffer is valid until the next is asked for, and
+            none after :meth:`release`. Asking for one may read, and so block and raise StoreError.
     """
 
     __slots__ = ("_release", "buffers", "descriptor", "payload_bytes")
 
-    def __init__(self, batch: Batch, memory: memoryview, release: Callable[[Batch], None]) -> None:
+    def __init__(self, batch: Batch, buffers: Iterable[memoryview], release: Callable[[Batch], None]) -> None:
         plan = batch.plan
         self.descriptor = BatchDescriptor(plan.step, plan.epoch, len(plan.ids_B), plan.ragged_bytes)
         self.payload_bytes = plan.layout.payload_bytes
-        start = batch.region.start
-        self.buffers: Sequence[memoryview] = (memory[start : start + self.payload_bytes],)
+        self.buffers = buffers
         self._release: Callable[[], None] | None = lambda: release(batch)
 
     def release(self) -> None:
         """Gives the memory back; the buffers must not be used afterwards. Later calls do nothing."""
         release, self._release = self._release, None
         if release is not None:
+            if isinstance(self.buffers, Generator):
+                self.buffers.close()  # gives back the files it borrowed, if it was not gone through to its end
             self.buffers = ()
             release()

@@ -67,7 +67,7 @@ def distinct_files(file_R: Int32Array) -> list[int]:
     """The files that these reads are in. Most pieces have one, and finding that out costs a tenth of ``np.unique``."""
     if (file_R == file_R[0]).all():
         return [int(file_R[0])]
-    return np.unique(file_R).tolist()
+    return [int(number) for number in np.unique(file_R)]
 
 
 def _fetch_extents(reads: Reads, opened: dict[int, OpenFile], memory: memoryview, base: int) -> int:

@@ -57,7 +57,9 @@ class Reader:
     def __repr__(self) -> str:
         return f"<Reader {len(self._streams)} streams, {self._readers!r}>"
 
-    def open_stream(self, dataset: Dataset, spec: StreamSpec, wake: Callable[[], None]) -> ReadStream:
+    def open_stream(
+        self, dataset: Dataset, spec: StreamSpec, wake: Callable[[], None], *, late_reads: bool = False
+    ) -> ReadStream:
         """Begins to read a stream ahead.
 
         Args:
@@ -65,6 +67,8 @@ class Reader:
             spec: what to read; ``spec.dataset`` is not looked at.
             wake: called from threads of the reader whenever a batch became ready or the stream failed; must return
                 at once and must not call the stream.
+            late_reads: large records that are in the page cache may be read only when a batch's buffers are gone
+                through. For consumers that send them one after another, and have one batch at a time in hand.
 
         Raises:
             RequestError: a field is unknown, or there are fewer records than ranks.
@@ -77,7 +81,12 @@ class Reader:
         planner = BatchPlanner(dataset, spec, sources, files)
         parts = SharedParts(files=files, rings=self._rings, planner=self._planner, readers=self._readers)
         stream = ReadStream(
-            planner, parts, window_bytes=spec.window_bytes, wake=wake, on_retired=self._streams.discard
+            planner,
+            parts,
+            window_bytes=spec.window_bytes,
+            late_reads=late_reads,
+            wake=wake,
+            on_retired=self._streams.discard,
         )
         self._streams.add(stream)
         return stream

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from fastio.files import FileSet
 from fastio.plan import BatchPlan, Reads, split_reads
 from fastio.reader.batches import Batch, BatchPlanner, ReadyBatch
 from fastio.reader.fetch import MAX_GATHER_READS, FailedReadError, fetch
+from fastio.reader.late import SCRATCH_BYTES, can_be_late, chunks
 from fastio.reader.pool import ThreadQueue
 from fastio.spec import FieldSpec
 
@@ -83,6 +84,7 @@ class ReadStream:
         parts: SharedParts,
         *,
         window_bytes: int,
+        late_reads: bool,
         wake: Callable[[], None],
         on_retired: Callable[[ReadStream], None],
     ) -> None:
@@ -90,6 +92,8 @@ class ReadStream:
         self.steps = planner.steps
         self._planner = planner
         self._parts = parts
+        self._late_reads = late_reads
+        self._scratch: memoryview | None = None
         self._wake = wake
         self._on_retired = on_retired
         self._lock = threading.Lock()
@@ -138,7 +142,7 @@ class ReadStream:
                 return None
             self._batches.popleft()
             self._unreleased += 1
-            ready = ReadyBatch(batch, self._ring.memory, self._release)
+            ready = ReadyBatch(batch, self._buffers(batch, self._ring), self._release)
             self._taken += (1, len(batch.plan.ids_B), ready.payload_bytes)
             return ready
 
@@ -164,6 +168,15 @@ class ReadStream:
                 window_bytes=ring.capacity_bytes if ring else 0,
                 ready_batches=sum(not batch.pending for batch in self._batches),
             )
+
+    def _buffers(self, batch: Batch, ring: Ring) -> Iterable[memoryview]:
+        start = batch.region.start
+        payload = ring.memory[start : start + batch.plan.layout.payload_bytes]
+        if not batch.late:
+            return (payload,)
+        if self._scratch is None:
+            self._scratch = memoryview(bytearray(SCRATCH_BYTES))
+        return chunks(payload, batch.late, self._parts.files, self._scratch)
 
     def _release(self, batch: Batch) -> None:
         with self._lock:
@@ -212,16 +225,28 @@ class ReadStream:
         for start, array in plan.known:
             flat = array.reshape(-1).view(np.uint8)
             ring.array[region.start + start : region.start + start + len(flat)] = flat
-        pieces = [piece for reads in plan.reads for piece in _pieces(reads)]
-        batch = Batch(plan, region, len(pieces))
+        late, pieces = self._divide(plan)
+        batch = Batch(plan, region, pending=len(pieces), late=late)
         with self._lock:
             self._batches.append(batch)
             self._open_pieces += len(pieces)
+            self._read[0] += sum(map(len, late))
         for piece in pieces:
             self._parts.readers.submit(_PieceTask(self, batch, piece, ring))
         if not pieces:
             self._wake()
         return True
+
+    def _divide(self, plan: BatchPlan) -> tuple[list[Reads], list[Reads]]:
+        """What is read when it is sent, and the pieces that are read now."""
+        late: list[Reads] = []
+        pieces: list[Reads] = []
+        for reads in plan.reads:
+            if self._late_reads and can_be_late(reads, self._parts.files):
+                late.append(reads)
+            else:
+                pieces.extend(_pieces(reads))
+        return late, pieces
 
     def _fail(self, error: FastioError) -> None:
         with self._lock:
