@@ -14,8 +14,9 @@ batches in order and releases each when it has been sent, which makes room for t
 """
 
 from fastio.reader.batches import ReadyBatch
-from fastio.reader.reader import Reader, ReaderStatistics
+from fastio.reader.reader import Reader
 from fastio.reader.sources import choose_strategies
-from fastio.reader.stream import ReadStream, StreamStatistics
+from fastio.reader.statistics import ReaderStatistics, StreamStatistics
+from fastio.reader.stream import ReadStream
 
 __all__ = ["ReadStream", "Reader", "ReaderStatistics", "ReadyBatch", "StreamStatistics", "choose_strategies"]

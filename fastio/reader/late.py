@@ -43,9 +43,7 @@ def can_be_late(reads: Reads, files: FileSet) -> bool:
     return True
 
 
-def chunks(
-    payload: memoryview, late: Sequence[Reads], files: FileSet, scratch: memoryview
-) -> Iterator[memoryview]:
+def chunks(payload: memoryview, late: Sequence[Reads], files: FileSet, scratch: memoryview) -> Iterator[memoryview]:
     """The payload in order, with the ``late`` reads filled in. Each chunk is valid until the next is asked for.
 
     Args:

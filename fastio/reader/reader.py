@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from fastio import pagecache
 from fastio.buffers import RingPool
@@ -14,10 +13,11 @@ from fastio.files import FileSet, default_descriptor_limit
 from fastio.reader.batches import BatchPlanner
 from fastio.reader.pool import ThreadQueue
 from fastio.reader.sources import field_sources
+from fastio.reader.statistics import ReaderStatistics
 from fastio.reader.stream import ReadStream, SharedParts
 from fastio.spec import StreamSpec
 
-__all__ = ["DEFAULT_READ_THREADS", "Reader", "ReaderStatistics"]
+__all__ = ["DEFAULT_READ_THREADS", "Reader"]
 
 # 4 threads, each with a piece of 32 reads in flight, reach the device's limit for 110 KB records here (1.0-1.2 GB/s,
 # the rate of 64 threads with one read each); 8 leave room for devices with twice that depth.
@@ -25,15 +25,6 @@ DEFAULT_READ_THREADS = 8
 # Two windows of the default size: what the next epoch of a pair of ranks takes over from the last.
 _IDLE_RING_BYTES = 512 << 20
 _CLOSE_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class ReaderStatistics:
-    """The reader now. ``waiting_pieces`` near 0: the read threads keep up; large: they are the bottleneck."""
-
-    streams: int
-    waiting_pieces: int
-    waiting_plans: int
 
 
 class Reader:

@@ -79,9 +79,7 @@ def _source(column: Column | DecodedColumn, files: FileSet, choice: StrategyChoi
     if isinstance(column.table, BitTable):
         take = partial(_take_booleans, files, column.table, column.validity)
         return FieldSource(field=column.field, strategy="mapped", take=take)
-    return FieldSource(
-        field=column.field, strategy=choice.strategy, table=column.table, validity=column.validity
-    )
+    return FieldSource(field=column.field, strategy=choice.strategy, table=column.table, validity=column.validity)
 
 
 def _take_booleans(files: FileSet, table: BitTable, validity: tuple[BitTable, ...], ids_B: Int64Array) -> FieldArrays:

@@ -28,38 +28,15 @@ from fastio.reader.batches import Batch, BatchPlanner, ReadyBatch
 from fastio.reader.fetch import MAX_GATHER_READS, FailedReadError, fetch
 from fastio.reader.late import SCRATCH_BYTES, can_be_late, chunks
 from fastio.reader.pool import ThreadQueue
+from fastio.reader.statistics import StreamStatistics
 from fastio.spec import FieldSpec
 
-__all__ = ["ReadStream", "SharedParts", "StreamStatistics"]
+__all__ = ["ReadStream", "SharedParts"]
 
 # A piece of 32 reads keeps 32 reads of the device in flight per thread; 8 threads then exceed the depth (128) at which
 # the fastest device we measured stopped gaining. 4 MiB bounds how long one piece occupies a thread (4 ms at 1 GB/s).
 _EXTENT_PIECE_READS = 32
 _PIECE_BYTES = 4 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStatistics:
-    """What a stream has done so far.
-
-    Attributes:
-        batches, records, payload_bytes: taken by the consumer.
-        reads: extents read or records gathered.
-        waited_reads: those whose bytes were not known to be in the page cache. Near 0: served from memory; near
-            ``reads``: served by the device.
-        leased_bytes, window_bytes: the window's use now. Near full: the consumer is the slower side; near empty: the
-            device (or planning) is.
-        ready_batches: batches that could be taken now.
-    """
-
-    batches: int
-    records: int
-    payload_bytes: int
-    reads: int
-    waited_reads: int
-    leased_bytes: int
-    window_bytes: int
-    ready_batches: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +70,7 @@ class ReadStream:
         self._planner = planner
         self._parts = parts
         self._late_reads = late_reads
-        self._scratch: memoryview | None = None
+        self._scratch = memoryview(bytearray(SCRATCH_BYTES if late_reads else 0))
         self._wake = wake
         self._on_retired = on_retired
         self._lock = threading.Lock()
@@ -113,8 +90,8 @@ class ReadStream:
 
     def __repr__(self) -> str:
         s = self.statistics()
-        state = "closed" if self._closed else f"{s.ready_batches} ready, {s.leased_bytes}/{s.window_bytes} bytes leased"
-        return f"<ReadStream {s.batches}/{self._planner.batches} batches taken, {state}>"
+        state = f"{s.ready_batches} ready, {s.leased_bytes}/{s.window_bytes} bytes leased"
+        return f"<ReadStream {s.batches}/{self._planner.batches} batches taken, {'closed' if self._closed else state}>"
 
     @property
     def finished(self) -> bool:
@@ -172,11 +149,7 @@ class ReadStream:
     def _buffers(self, batch: Batch, ring: Ring) -> Iterable[memoryview]:
         start = batch.region.start
         payload = ring.memory[start : start + batch.plan.layout.payload_bytes]
-        if not batch.late:
-            return (payload,)
-        if self._scratch is None:
-            self._scratch = memoryview(bytearray(SCRATCH_BYTES))
-        return chunks(payload, batch.late, self._parts.files, self._scratch)
+        return chunks(payload, batch.late, self._parts.files, self._scratch) if batch.late else (payload,)
 
     def _release(self, batch: Batch) -> None:
         with self._lock:
@@ -225,7 +198,7 @@ class ReadStream:
         for start, array in plan.known:
             flat = array.reshape(-1).view(np.uint8)
             ring.array[region.start + start : region.start + start + len(flat)] = flat
-        late, pieces = self._divide(plan)
+        late, pieces = _divide(plan, self._parts.files if self._late_reads else None)
         batch = Batch(plan, region, pending=len(pieces), late=late)
         with self._lock:
             self._batches.append(batch)
@@ -237,17 +210,6 @@ class ReadStream:
             self._wake()
         return True
 
-    def _divide(self, plan: BatchPlan) -> tuple[list[Reads], list[Reads]]:
-        """What is read when it is sent, and the pieces that are read now."""
-        late: list[Reads] = []
-        pieces: list[Reads] = []
-        for reads in plan.reads:
-            if self._late_reads and can_be_late(reads, self._parts.files):
-                late.append(reads)
-            else:
-                pieces.extend(_pieces(reads))
-        return late, pieces
-
     def _fail(self, error: FastioError) -> None:
         with self._lock:
             self._error = error
@@ -257,14 +219,7 @@ class ReadStream:
         error: FastioError | None = None
         waited = 0
         if not self._closed and batch.error is None:
-            try:
-                waited = fetch(piece, files=self._parts.files, ring=ring, base=batch.region.start)
-            except FailedReadError as failed:
-                error = self._planner.explain(failed, batch.plan, piece)
-            except FastioError as failed:
-                error = failed
-            except Exception as failed:  # a bug must end this stream with a message, not a thread that others use
-                error = StoreError(f"reading failed: {failed!r}", kind=ErrorKind.INTERNAL)
+            waited, error = self._fetch(batch, piece, ring)
         with self._lock:
             batch.pending -= 1
             batch.error = batch.error or error
@@ -274,6 +229,16 @@ class ReadStream:
         if news:
             self._wake()
         self._retire()
+
+    def _fetch(self, batch: Batch, piece: Reads, ring: Ring) -> tuple[int, FastioError | None]:
+        try:
+            return fetch(piece, files=self._parts.files, ring=ring, base=batch.region.start), None
+        except FailedReadError as failed:
+            return 0, self._planner.explain(failed, batch.plan, piece)
+        except FastioError as error:
+            return 0, error
+        except Exception as error:  # a bug must end this stream with a message, not a thread that others use
+            return 0, StoreError(f"reading failed: {error!r}", kind=ErrorKind.INTERNAL)
 
     def _retire(self) -> None:
         """Gives the ring back once the stream is closed and nobody writes to it or reads from it any more."""
@@ -305,3 +270,15 @@ class _PieceTask:
 def _pieces(reads: Reads) -> list[Reads]:
     max_reads = _EXTENT_PIECE_READS if reads.strategy == "extent" else MAX_GATHER_READS
     return split_reads(reads, max_reads=max_reads, max_bytes=_PIECE_BYTES)
+
+
+def _divide(plan: BatchPlan, late_files: FileSet | None) -> tuple[list[Reads], list[Reads]]:
+    """What will be read when it is sent (nothing without ``late_files``), and the pieces to be read now."""
+    late: list[Reads] = []
+    pieces: list[Reads] = []
+    for reads in plan.reads:
+        if late_files is not None and can_be_late(reads, late_files):
+            late.append(reads)
+        else:
+            pieces.extend(_pieces(reads))
+    return late, pieces
