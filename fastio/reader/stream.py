@@ -22,6 +22,7 @@ import numpy as np
 
 from fastio.buffers import Ring, RingPool
 from fastio.errors import ClosedError, ErrorKind, FastioError, StoreError
+from fastio.extents import UInt8Array
 from fastio.files import FileSet
 from fastio.plan import BatchPlan, Reads, split_reads
 from fastio.reader.batches import Batch, BatchPlanner, ReadyBatch
@@ -125,8 +126,7 @@ class ReadStream:
 
     def close(self) -> None:
         """Stops reading. Batches that were taken stay valid until they are released. Returns at once."""
-        with self._lock:
-            self._closed = True
+        self._closed = True
         self._retire()
 
     def statistics(self) -> StreamStatistics:
@@ -195,9 +195,7 @@ class ReadStream:
         if region is None or ring is None:
             self._waiting = plan
             return False
-        for start, array in plan.known:
-            flat = array.reshape(-1).view(np.uint8)
-            ring.array[region.start + start : region.start + start + len(flat)] = flat
+        _write_known(plan, ring.array[region.start :])
         late, pieces = _divide(plan, self._parts.files if self._late_reads else None)
         batch = Batch(plan, region, pending=len(pieces), late=late)
         with self._lock:
@@ -282,3 +280,9 @@ def _divide(plan: BatchPlan, late_files: FileSet | None) -> tuple[list[Reads], l
         else:
             pieces.extend(_pieces(reads))
     return late, pieces
+
+
+def _write_known(plan: BatchPlan, payload: UInt8Array) -> None:
+    for start, array in plan.known:
+        flat = array.reshape(-1).view(np.uint8)
+        payload[start : start + len(flat)] = flat
