@@ -87,13 +87,20 @@ class Shard(Protocol):
             stored), or "none" (not needed).
     """
 
-    path: Path
-    layout: str
-    records: int
-    files: tuple[FileRef, ...]
-    columns: Mapping[str, Column | DecodedColumn]
-    arrow_schema: bytes
-    index_state: str
+    @property
+    def path(self) -> Path: ...
+    @property
+    def layout(self) -> str: ...
+    @property
+    def records(self) -> int: ...
+    @property
+    def files(self) -> tuple[FileRef, ...]: ...
+    @property
+    def columns(self) -> Mapping[str, Column | DecodedColumn]: ...
+    @property
+    def arrow_schema(self) -> bytes: ...
+    @property
+    def index_state(self) -> str: ...
 
     def close(self) -> None:
         """Lets go of maps, descriptors and read transactions. Extents must not be used afterwards."""
