@@ -1,9 +1,9 @@
 """The directory in which a dataset is being written, until it is one.
 
-A dataset appears at its path by one rename, after every byte of it was made durable. Until then it lives in
-``<path>.partial``, which nothing takes for a dataset. A run that was killed leaves that directory behind: the next run
-refuses it by name, or clears it away when it was told to overwrite. Whether a run is still at it is told by a lock that
-dies with its process.
+A dataset appears at its path by one rename, after every byte of it was made durable. Until then it lives in a hidden
+directory inside ``<path>.partial``, so that nothing takes its shards for a dataset. A run that was killed leaves it
+behind: the next run refuses it by name, or clears it away when told to overwrite. Whether a run is still at it is
+told by a lock that dies with its process.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fastio.writer.manifest import MANIFEST_NAME, Manifest
 __all__ = ["PartialDirectory", "store_errors"]
 
 _LOCK_NAME = ".writing"
+_DATA_NAME = ".data"
 # EFBIG is what a file-size limit of the process says: no room either, and the same remedy.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -43,11 +44,18 @@ def store_errors(path: Path, wanted: str) -> Iterator[None]:
 
 
 class PartialDirectory:
-    """``<target>.partial`` from :meth:`create` to :meth:`publish` or :meth:`discard`."""
+    """``<target>.partial`` from :meth:`create` to :meth:`publish` or :meth:`discard`.
+
+    Attributes:
+        target: where the dataset will be.
+        path: the directory that stands for it until then.
+        data: where its shards go; it becomes the target.
+    """
 
     def __init__(self, target: Path, *, overwrite: bool) -> None:
         self.target = target
         self.path = target.with_name(target.name + ".partial")
+        self.data = self.path / _DATA_NAME
         self._overwrite = overwrite
         self._lock = -1
 
@@ -70,36 +78,36 @@ class PartialDirectory:
             except FileExistsError:
                 self._refuse_live()
             self._lock = self._locked()
+            self.data.mkdir()
 
     def publish(self, manifest: Manifest) -> None:
         """Writes the manifest, makes everything durable, and renames the directory to its target."""
         with store_errors(self.path, "finish"):
-            (self.path / MANIFEST_NAME).write_text(manifest.to_json())
-            (self.path / _LOCK_NAME).unlink()
-            for found in sorted(self.path.rglob("*")):
+            (self.data / MANIFEST_NAME).write_text(manifest.to_json())
+            for found in [*self.data.rglob("*"), self.data]:
                 _sync(found)
-            _sync(self.path)
             self._rename()
             _sync(self.target.parent)
-        self._unlock()
+        self.discard()
 
     def discard(self) -> None:
-        """Removes what was written. Safe to call twice, and after a failed :meth:`publish`."""
+        """Removes what was not published. Safe to call twice, and after a failed :meth:`publish`."""
         if self._lock >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
-            self._unlock()
+            os.close(self._lock)
+            self._lock = -1
 
     def _rename(self) -> None:
         """Two renames when something is replaced: killed between them, both versions exist whole, under other names."""
         if not self._holds_something():
             with suppress(FileNotFoundError):
                 self.target.rmdir()
-            os.rename(self.path, self.target)
+            os.rename(self.data, self.target)
             return
         replaced = self.target.with_name(self.target.name + ".replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         os.rename(self.target, replaced)
-        os.rename(self.path, self.target)
+        os.rename(self.data, self.target)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _holds_something(self) -> bool:
@@ -140,10 +148,6 @@ class PartialDirectory:
     def _refuse_live(self) -> None:
         message = f"another process is writing {self.target} right now; wait for it, or write elsewhere"
         raise StoreError(message, kind=ErrorKind.ALREADY_EXISTS)
-
-    def _unlock(self) -> None:
-        os.close(self._lock)
-        self._lock = -1
 
 
 def _sync(path: Path) -> None:

@@ -97,7 +97,7 @@ class Writer:
 
     @property
     def scratch(self) -> Path:
-        """A directory for temporary files beside the data; whoever uses it removes it before the writer closes."""
+        """A directory that may be made for temporary files on the same disk; it is removed when the writer closes."""
         return self._partial.path / ".scratch"
 
     @property
@@ -159,10 +159,10 @@ class Writer:
         most = max(1, self._batch_bytes * batch.num_rows // max(1, batch.nbytes))
         for start in range(0, batch.num_rows, most):
             piece = batch.slice(start, most)
+            if self._tables_bytes + piece.nbytes > self._batch_bytes:
+                self._flush()
             self._tables.append(piece)
             self._tables_bytes += piece.nbytes
-            if self._tables_bytes >= self._batch_bytes:
-                self._flush()
 
     def _flush(self) -> None:
         import pyarrow as pa
@@ -179,7 +179,7 @@ class Writer:
             self._shard.write(batch)
 
     def _new_shard(self) -> ArrowShardWriter | LmdbShardWriter:
-        path = self._partial.path / f"shard-{len(self._entries):05d}.{self._format}"
+        path = self._partial.data / f"shard-{len(self._entries):05d}.{self._format}"
         if self._format == "arrow":
             return ArrowShardWriter(path, self.schema)
         return LmdbShardWriter(path, self.schema, shard_bytes=self._shard_bytes)
@@ -188,7 +188,7 @@ class Writer:
         shard, self._shard = self._shard, None
         if shard is not None:
             shard.close()
-            name = shard.path.relative_to(self._partial.path).as_posix()
+            name = shard.path.relative_to(self._partial.data).as_posix()
             size, digest = shard.path.stat().st_size, checksum(shard.path)
             self._entries.append(ShardEntry(path=name, records=shard.records, bytes=size, checksum=digest))
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import fastio
 from fastio import ErrorKind, RequestError, StoreError, Writer
 from fastio.errors import ClosedError
 from fastio.writer import MANIFEST_NAME
@@ -331,6 +332,11 @@ with Writer(sys.argv[1], {"x": int}, shard_bytes=100) as writer:
 def test_what_a_killed_run_left_is_refused_and_overwritten(tmp_path: Path) -> None:
     target = tmp_path / "d"
     subprocess.run([sys.executable, "-c", KILLED, str(target)], timeout=60, check=False)
+    assert list(tmp_path.rglob("*.arrow")), "whole shards were written before the end came"
+    for path in (tmp_path, tmp_path / "d.partial"):
+        with pytest.raises(StoreError) as caught:
+            fastio.open_dataset(path)
+        assert caught.value.kind is ErrorKind.EMPTY
     assert {entry.name for entry in tmp_path.iterdir()} == {"d.partial"}
     with pytest.raises(StoreError, match=r"did not finish; remove it \(rm -r .*d\.partial\) or say overwrite"):
         write_one(target, 1)
