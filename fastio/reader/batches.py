@@ -12,7 +12,7 @@ from fastio.dataset import Dataset
 from fastio.errors import ErrorKind, FastioError, RequestError, StoreError
 from fastio.extents import BitTable, Int64Array
 from fastio.files import FileSet
-from fastio.order import EpochPlan, record_ids
+from fastio.order import EpochPlan, step_ids
 from fastio.plan import BatchPlan, FieldSource, Reads, plan_batch
 from fastio.reader.fetch import FailedReadError
 from fastio.reader.sources import read_bits
@@ -41,7 +41,9 @@ class BatchPlanner:
             world_size=spec.world_size,
             tail=spec.tail,
         )
-        self._ids = record_ids(spec.order, dataset.records, spec.epoch)
+        self._ids = step_ids(
+            spec.order, self._epoch_plan, spec.epoch, rank=spec.rank, worker=spec.worker, workers=spec.workers
+        )
         self._next_step = spec.first_step + (spec.worker - spec.first_step) % spec.workers
         self.batches = max(0, -(-(self.steps - self._next_step) // spec.workers))
 
@@ -60,7 +62,7 @@ class BatchPlanner:
         if self._next_step >= self.steps:
             return None
         step = self._next_step
-        ids_B = self._ids(*self._epoch_plan.bounds(step, self._spec.rank))
+        ids_B = self._ids(step)
         plan = plan_batch(self._sources, ids_B, step=step, epoch=self._spec.epoch, read_bits=self._read_bits)
         self._check_fits(plan)
         self._next_step = step + self._spec.workers
