@@ -21,6 +21,7 @@ from fastio.errors import FastioError
 __all__ = ["cli", "inspect_command", "main", "pack_command"]
 
 _INTERRUPTED = 130
+_SEED = click.IntRange(0, (1 << 64) - 1)
 
 
 class _Commands(click.Group):
@@ -85,7 +86,7 @@ def inspect_command(path: Path, as_json: bool, layout: str) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.option("--format", "format_", type=click.Choice(["arrow", "lmdb"]), default="arrow", show_default=True)
-@click.option("--shuffle", "seed", type=click.IntRange(0), metavar="SEED", help="One global shuffle by this seed.")
+@click.option("--shuffle", "seed", type=_SEED, metavar="SEED", help="One global shuffle by this seed.")
 @click.option("--shard-bytes", type=click.IntRange(1), default=1 << 30, show_default=True, help="Size of a shard.")
 @click.option("--overwrite", is_flag=True, help="Replace a dataset that fastio wrote, or what a killed run left.")
 def pack_command(
@@ -116,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.flush()
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "fastio"
-        _fail(f"{error.format_message()}\nsee '{command} --help'", 2)
+        message = " ".join(error.format_message().split())
+        _fail(f"{message}\nsee '{command} --help'", 2)
     except click.ClickException as error:
         _fail(error.format_message(), 1)
     except FastioError as error:

@@ -7,7 +7,6 @@ a page, and its thousand neighbours cost nothing more.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +59,7 @@ def report_on(dataset: Dataset) -> Report:
         payload_bytes=sum(entry.payload_bytes for entry in fields),
         file_bytes=sum(shard.bytes for shard in shards),
         shuffled=manifest.shuffled if manifest else None,
-        index=", ".join(f"{count:,} {state}" for state, count in sorted(Counter(s.index for s in shards).items())),
+        index=dataset.index_state,
         fields=fields,
         sampled_records=sample.records,
         sizes=_histogram(np.concatenate(sample.sizes)) if sample.sizes else (),

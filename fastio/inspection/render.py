@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -11,12 +13,21 @@ from fastio.inspection.report import FieldReport, Report
 __all__ = ["bytes_text", "print_report"]
 
 _SHOWN_SHARDS = 8
+# Where nobody's terminal says how wide it is.
+_PIPED_COLUMNS = 120
+_INDEX_WORDS = {
+    "none": "not needed",
+    "fresh": "read from its sidecar",
+    "built": "built now, and stored",
+    "rebuilt": "was stale: built again, and stored",
+    "memory": "built now, but could not be stored",
+}
 _BAR_CELLS = 32
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
     """Prints ``report`` to ``console`` (stdout)."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS)
     console.print(f"[bold]{escape(report.path)}[/]", soft_wrap=True)
     console.print(_summary(report))
     console.print(_fields(report))
@@ -50,7 +61,7 @@ def _summary(report: Report) -> Table:
         "records": f"{report.records:,}",
         "values": bytes_text(report.payload_bytes),
         "files": f"{bytes_text(report.file_bytes)} in {len(report.shards):,} shard{'s' * (len(report.shards) != 1)}",
-        "index": report.index,
+        "index": _INDEX_WORDS.get(report.index, report.index),
         "shuffled": shuffled,
         "fingerprint": report.fingerprint,
     }

@@ -66,7 +66,7 @@ class Report:
         path, format, layout: what was recognised, and why.
         records, payload_bytes, file_bytes: N, the bytes of all values, the bytes of all data files.
         shuffled: the seed it was packed with, or None where it was not shuffled or nothing says so.
-        index: the state of the index, over all shards.
+        index: the state of the index, over all shards, as :class:`~fastio.formats.base.Shard` names them.
         sampled_records: how many records' sizes were looked up.
         sizes: their histogram.
         amplification: device bytes over payload bytes that an epoch in exact order is expected to cost when nothing

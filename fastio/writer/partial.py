@@ -120,7 +120,9 @@ class PartialDirectory:
         ours = (self.target / MANIFEST_NAME).is_file()
         if self._overwrite and ours:
             return
-        remedy = "say overwrite to replace it" if ours else "fastio did not write it: remove it, or write elsewhere"
+        remedy = "fastio did not write it: remove it, or write elsewhere"
+        if ours:
+            remedy = "overwrite=True (--overwrite) replaces it"
         raise StoreError(f"{self.target} exists already; {remedy}", kind=ErrorKind.ALREADY_EXISTS)
 
     def _clear_leftover(self) -> None:
@@ -131,7 +133,7 @@ class PartialDirectory:
         if not self._overwrite:
             message = (
                 f"{self.path} was left by a run that did not finish; remove it (rm -r {shlex.quote(str(self.path))}) "
-                "or say overwrite"
+                "or use overwrite=True (--overwrite)"
             )
             raise StoreError(message, kind=ErrorKind.ALREADY_EXISTS)
         shutil.rmtree(self.path)

@@ -290,7 +290,7 @@ def write_one(path: Path, value: int, **options: Any) -> None:
 
 def test_existing_data_stays_unless_told(tmp_path: Path) -> None:
     write_one(tmp_path / "d", 1)
-    with pytest.raises(StoreError, match="exists already; say overwrite") as caught:
+    with pytest.raises(StoreError, match="exists already; overwrite=True") as caught:
         write_one(tmp_path / "d", 2)
     assert caught.value.kind is ErrorKind.ALREADY_EXISTS
     assert arrow_rows(tmp_path / "d") == [{"x": 1}]
@@ -338,7 +338,7 @@ def test_what_a_killed_run_left_is_refused_and_overwritten(tmp_path: Path) -> No
             fastio.open_dataset(path)
         assert caught.value.kind is ErrorKind.EMPTY
     assert {entry.name for entry in tmp_path.iterdir()} == {"d.partial"}
-    with pytest.raises(StoreError, match=r"did not finish; remove it \(rm -r .*d\.partial\) or say overwrite"):
+    with pytest.raises(StoreError, match=r"did not finish; remove it \(rm -r .*d\.partial\) or use overwrite=True"):
         write_one(target, 1)
     write_one(target, 1, overwrite=True)
     assert arrow_rows(target) == [{"x": 1}]
