@@ -1,0 +1,95 @@
+"""Sends frames from threads: bulk bytes leave through ``sendmsg`` without the GIL and without the event loop.
+
+A frame is larger than a socket's buffer, and part of it may have to be read from a file right before it is sent. Here a
+thread sends what the socket takes and waits for room, but only for so long: a peer that reads slowly or not at all must
+not keep one of a few threads. The unfinished frame then goes back to the event loop, which waits for the socket at no
+cost and hands the frame to a thread again.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterable
+
+__all__ = ["PATIENCE_S", "Outgoing", "send_some"]
+
+# How long one call may spend waiting for room in the socket, in all. A peer on loopback or a data-centre network makes
+# room within a millisecond, again and again; returning to the loop each time would cost a quarter of the throughput.
+PATIENCE_S = 0.2
+
+
+class Outgoing:
+    """A frame on its way. One thread at a time uses it; ``sent_bytes`` may be read by others at any time.
+
+    Args:
+        head: goes out together with the first buffer, so that a frame does not begin with a tiny packet.
+        buffers: gone through once; each is used only until the next is asked for. Asking may block and raise, so a
+            frame that has any is for sender threads.
+    """
+
+    __slots__ = ("_at_head", "_buffers", "_views", "sent_bytes")
+
+    def __init__(self, head: bytes, buffers: Iterable[bytes | memoryview] = ()) -> None:
+        self._views = [memoryview(head)] if head else []
+        self._buffers = iter(buffers)
+        self._at_head = True
+        self.sent_bytes = 0
+
+    def window(self) -> list[memoryview]:
+        """What to offer to the socket next; empty when all was sent."""
+        if self._at_head or not self._views:
+            self._at_head = False
+            view = next((view for view in map(_as_bytes, self._buffers) if len(view)), None)
+            if view is not None:
+                self._views.append(view)
+        return self._views
+
+    def advance(self, sent_bytes: int) -> None:
+        """Notes that the socket took this many bytes of the window."""
+        self.sent_bytes += sent_bytes
+        while self._views and sent_bytes >= len(self._views[0]):
+            sent_bytes -= len(self._views.pop(0))
+        if sent_bytes:
+            self._views[0] = self._views[0][sent_bytes:]
+
+    def __repr__(self) -> str:
+        return f"Outgoing({self.sent_bytes} bytes sent)"
+
+
+def send_some(sock: socket.socket, outgoing: Outgoing, patience_s: float) -> bool:
+    """Sends what the socket takes within ``patience_s`` seconds of waiting; True when all of ``outgoing`` is sent.
+
+    Args:
+        sock: non-blocking.
+        outgoing: advanced in place.
+        patience_s: waiting time in all, not per wait: a peer that takes a few bytes each time would otherwise hold
+            the thread for as long as it likes. 0 never waits.
+
+    Raises:
+        OSError: the connection broke.
+        FastioError: a buffer could not be had; the frame can't be completed.
+    """
+    waited_s = 0.0
+    poll = None
+    while window := outgoing.window():
+        try:
+            sent = sock.sendmsg(window, (), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            if waited_s >= patience_s:
+                return False
+            if poll is None:
+                poll = select.poll()
+                poll.register(sock, select.POLLOUT)
+            began = time.monotonic()
+            poll.poll(max(1.0, (patience_s - waited_s) * 1e3))
+            waited_s += time.monotonic() - began
+        else:
+            outgoing.advance(sent)
+    return True
+
+
+def _as_bytes(buffer: bytes | memoryview) -> memoryview:
+    view = memoryview(buffer)
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
