@@ -55,14 +55,14 @@ def test_only_the_torch_face_of_the_client_imports_torch(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_all_is_sorted_and_true(package: str) -> None:
+def test_all_is_true(package: str) -> None:
+    """That it is sorted is ruff's to say (RUF022: constants, classes, functions)."""
     for name in modules_of(package):
         module = importlib.import_module(name)
-        exported = getattr(module, "__all__", None)
-        if exported is not None:
-            assert list(exported) == sorted(set(exported)), f"{name}.__all__ is not sorted"
-            missing = [item for item in exported if not hasattr(module, item)]
-            assert not missing, f"{name}.__all__ names what is not there: {missing}"
+        exported = getattr(module, "__all__", [])
+        assert len(set(exported)) == len(exported), f"{name}.__all__ names something twice"
+        missing = [item for item in exported if not hasattr(module, item)]
+        assert not missing, f"{name}.__all__ names what is not there: {missing}"
 
 
 def test_every_module_of_the_engine_says_what_it_exports() -> None:
