@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m fastio_bench.demo
+	$(BIN)/python client/examples/digits
 
 check: $(STAMP)
 	$(BIN)/python -m ruff check
