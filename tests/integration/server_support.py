@@ -91,10 +91,14 @@ class Peer:
 
     def open(self, spec: StreamSpec, credits: int = 1 << 19) -> Opened:
         self.send(OpenStream(spec))
-        self.send(Credit(credits))
+        if credits:
+            self.credit(credits)
         opened = self.expect(Opened)
         assert isinstance(opened, Opened)
         return opened
+
+    def credit(self, batches: int) -> None:
+        self.send(Credit(batches))
 
     def batches(self) -> Iterator[BatchReceived]:
         """Every batch until the end of the stream."""

@@ -206,7 +206,8 @@ def test_a_client_that_reads_no_answers_is_not_listened_to() -> None:
         peer = stop_reading(service.url)
         wait_until(lambda: blocked(service, 1), "the client is stuck")
         peer.sock.settimeout(0.5)
-        pings = peer.end.send(Ping(1)) * 1_000_000
+        peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        pings = b"".join(peer.end.send(Ping(nonce)) for nonce in range(250_000))
         with pytest.raises(TimeoutError):
             peer.sock.sendall(pings)
         peer.close()
