@@ -91,7 +91,7 @@ def _scatter(
     import pyarrow as pa
 
     assert source.records is not None
-    schema = source.schema.append(pa.field("place", pa.int64()))
+    schema = _placed(source.schema)
     paths = [_bucket_path(scratch, bucket) for bucket in range(len(edges) - 1)]
     sinks = [pa.OSFile(str(path), "wb") for path in paths]
     writers = [pa.ipc.new_stream(sink, schema) for sink in sinks]
@@ -101,12 +101,7 @@ def _scatter(
         if stop > source.records:
             raise _changed(source, stop)
         place_B = permutation.ids(np.arange(start, stop, dtype=np.int64))
-        order_B = np.argsort(place_B)
-        batch = pa.record_batch([*batch.columns, pa.array(place_B)], schema=schema).take(pa.array(order_B))
-        cuts = np.searchsorted(place_B[order_B], np.asarray(edges, dtype=np.int64)).tolist()
-        for writer, (first, last) in zip(writers, pairwise(cuts), strict=True):
-            if first < last:
-                writer.write_batch(batch.slice(first, last - first))
+        _write_by_place(batch, place_B, np.asarray(edges, dtype=np.int64), writers)
         start = stop
         progress(start, source.records, "scattering")
     if start != source.records:
@@ -116,18 +111,40 @@ def _scatter(
         sink.close()
 
 
-def _sorted(path: Path, start: int, stop: int, memory_bytes: int) -> Iterator[Any]:
-    """The records of one bucket by place, in as many ranges of places as the limit asks for."""
+def _placed(schema: Any) -> Any:
     import pyarrow as pa
 
+    return schema.append(pa.field("place", pa.int64()))
+
+
+def _write_by_place(batch: Any, place_B: Int64Array, edges: Int64Array, writers: list[Any]) -> None:
+    import pyarrow as pa
+
+    order_B = np.argsort(place_B)
+    placed = pa.record_batch([*batch.columns, pa.array(place_B)], schema=_placed(batch.schema))
+    ordered = placed.take(pa.array(order_B))
+    cuts = np.searchsorted(place_B[order_B], edges).tolist()
+    for writer, (first, last) in zip(writers, pairwise(cuts), strict=True):
+        if first < last:
+            writer.write_batch(ordered.slice(first, last - first))
+
+
+def _sorted(path: Path, start: int, stop: int, memory_bytes: int) -> Iterator[Any]:
+    """The records of one bucket by place, in as many ranges of places as the limit asks for."""
     parts = max(1, min(stop - start, -(-path.stat().st_size // memory_bytes)))
     for part in range(parts):
         low, high = (start + (stop - start) * edge // parts for edge in (part, part + 1))
-        batches = [_between(batch, low, high) for batch in _stream(path)]
-        records = pa.concat_batches(batches)
-        place_B = records.column(records.num_columns - 1).to_numpy()
-        ordered = records.take(pa.array(np.argsort(place_B)))
-        yield pa.record_batch(ordered.columns[:-1], schema=pa.schema(list(ordered.schema)[:-1]))
+        yield _range(path, low, high, whole=parts == 1)
+
+
+def _range(path: Path, low: int, high: int, *, whole: bool) -> Any:
+    """The records of a bucket with a place in [low, high), by place. At the most, two copies of them are held."""
+    import pyarrow as pa
+
+    found = pa.concat_batches([batch if whole else _between(batch, low, high) for batch in _stream(path)])
+    place_B = found.column(found.num_columns - 1).to_numpy()
+    schema = pa.schema(list(found.schema)[:-1])
+    return pa.record_batch(found.columns[:-1], schema=schema).take(pa.array(np.argsort(place_B)))
 
 
 def _between(batch: Any, low: int, high: int) -> Any:

@@ -220,7 +220,8 @@ def test_what_exists_stays_unless_told(tmp_path: Path) -> None:
 
 
 def source_of(records: int, *, counted: bool, batch: int = 7) -> Source:
-    table = pa.table({"i": np.arange(records), "data": [bytes([i % 251]) * (i % 90) for i in range(records)]})
+    schema = pa.schema([pa.field("i", pa.int64(), nullable=False), ("data", pa.binary())], metadata={"k": "v"})
+    table = pa.table([np.arange(records), [bytes([i % 251]) * (i % 90) for i in range(records)]], schema=schema)
 
     def batches() -> Iterator[Any]:
         return iter(table.to_batches(max_chunksize=batch))
