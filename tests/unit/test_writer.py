@@ -14,6 +14,8 @@ import lmdb
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fastio
 from fastio import ErrorKind, RequestError, StoreError, Writer
@@ -387,3 +389,29 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot create"):
         write_one(tmp_path / "file" / "d", 1)
+
+
+@settings(max_examples=30)
+@given(
+    rows=st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.binary(max_size=300) | st.none()), min_size=1),
+    shard_bytes=st.integers(1, 2_000),
+    batch_bytes=st.integers(1, 2_000),
+    by_batch=st.integers(0, 3),
+)
+def test_any_records_come_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[int, bytes | None]],
+    shard_bytes: int,
+    batch_bytes: int,
+    by_batch: int,
+) -> None:
+    """Against a list, however the records are handed over and cut."""
+    path = tmp_path_factory.mktemp("any") / "d"
+    records = [{"x": x, "data": data} for x, data in rows]
+    with Writer(path, {"x": "int64", "data": bytes}, shard_bytes=shard_bytes, batch_bytes=batch_bytes) as writer:
+        for record in records[:by_batch]:
+            writer.append(record)
+        if records[by_batch:]:
+            writer.append_batch({name: [record[name] for record in records[by_batch:]] for name in ("x", "data")})
+    assert arrow_rows(path) == records
+    assert all(shard["records"] == 1 or shard["bytes"] < 20 * 2_000 for shard in manifest(path)["shards"])
