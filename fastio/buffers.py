@@ -41,10 +41,14 @@ class Ring:
     """A ring of ``capacity_bytes`` (rounded up to pages) that hands out contiguous, page-aligned regions.
 
     Not locked: its stream calls it under its own lock.
+
+    Attributes:
+        capacity_bytes: what may be leased at a time.
+        size_bytes: the memory behind it; more than the capacity in a ring that was larger once.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
-        self.capacity_bytes = -(-capacity_bytes // _PAGE_BYTES) * _PAGE_BYTES
+        self.capacity_bytes = self.size_bytes = _whole_pages(capacity_bytes)
         self.fd = os.memfd_create("fastio-ring", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, self.capacity_bytes)
@@ -72,7 +76,7 @@ class Ring:
 
     def allocate(self, length_bytes: int) -> Region | None:
         """Leases a region of ``length_bytes`` (at least 1), or None where there is no room now."""
-        size = -(-max(1, length_bytes) // _PAGE_BYTES) * _PAGE_BYTES
+        size = _whole_pages(max(1, length_bytes))
         start = self._place(size)
         if start is None:
             return None
@@ -98,6 +102,11 @@ class Ring:
             return 0 if tail >= size else None
         return head if tail - head >= size else None
 
+    def reset(self, capacity_bytes: int) -> None:
+        """Makes the ring empty, whoever leased from it, and ``capacity_bytes`` (at most its size) its capacity."""
+        self._leased.clear()
+        self.capacity_bytes = _whole_pages(capacity_bytes)
+
     def close(self) -> None:
         """Gives the memory up; it is freed when the last view of it is gone."""
         os.close(self.fd)
@@ -114,30 +123,38 @@ class RingPool:
     def __init__(self, *, idle_bytes: int) -> None:
         self._idle_limit_bytes = idle_bytes
         self._idle: list[Ring] = []
+        self._closed = False
         self._lock = threading.Lock()
 
     def lease(self, capacity_bytes: int) -> Ring:
-        """A ring of at least this capacity and at most twice as large, empty."""
+        """An empty ring of this capacity (in whole pages); the memory behind it may be up to twice as large."""
         with self._lock:
             for ring in self._idle:
-                if capacity_bytes <= ring.capacity_bytes <= 2 * capacity_bytes:
+                if capacity_bytes <= ring.size_bytes <= 2 * _whole_pages(capacity_bytes):
                     self._idle.remove(ring)
+                    ring.reset(capacity_bytes)
                     return ring
         return Ring(capacity_bytes)
 
     def give_back(self, ring: Ring) -> None:
-        """Takes a ring back; all of its regions must have been freed."""
+        """Takes a ring back that nobody reads from or writes to any more."""
         with self._lock:
             self._idle.append(ring)
             surplus = []
-            while sum(idle.capacity_bytes for idle in self._idle) > self._idle_limit_bytes:
+            limit_bytes = 0 if self._closed else self._idle_limit_bytes
+            while sum(idle.size_bytes for idle in self._idle) > limit_bytes:
                 surplus.append(self._idle.pop(0))
         for idle in surplus:
             idle.close()
 
     def close(self) -> None:
-        """Frees all unused rings."""
+        """Frees all unused rings; one that comes back later is freed then."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, []
         for ring in idle:
             ring.close()
+
+
+def _whole_pages(length_bytes: int) -> int:
+    return -(-length_bytes // _PAGE_BYTES) * _PAGE_BYTES

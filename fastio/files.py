@@ -30,13 +30,21 @@ _BLOCK_BYTES = 2 << 20
 _RESIDENCY_VALID_S = 1.0
 _RESIDENCY_SHARE = 0.02
 
-__all__ = ["FileSet", "OpenFile", "default_descriptor_limit"]
+__all__ = ["BadFileError", "FileSet", "OpenFile", "default_descriptor_limit"]
 
 
 def default_descriptor_limit() -> int:
     """Half of what this process may open: the other half is for connections, rings and everything else."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 4096 if soft == resource.RLIM_INFINITY else max(16, min(4096, soft // 2))
+
+
+class BadFileError(StoreError):
+    """A file is gone, unreadable, or not what was indexed. ``number`` says which of its set."""
+
+    def __init__(self, message: str, *, kind: ErrorKind = ErrorKind.IO, number: int = -1) -> None:
+        super().__init__(message, kind=kind)
+        self.number = number
 
 
 @dataclass(slots=True)
@@ -76,6 +84,12 @@ class OpenFile:
                 "restore the file, or open the dataset again to index it as it is",
                 kind=ErrorKind.TRUNCATED,
             )
+        if self.ref.inode is not None and status.st_ino != self.ref.inode:
+            raise StoreError(
+                f"{self.ref.path} was replaced by another file after it was indexed; open the dataset again to index "
+                "it as it is",
+                kind=ErrorKind.CHANGED,
+            )
         if not self.ref.may_grow and (status.st_size, status.st_mtime_ns) != (self.ref.size_bytes, self.ref.mtime_ns):
             raise StoreError(
                 f"{self.ref.path} changed after it was indexed ({self.ref.size_bytes} bytes then, {status.st_size} "
@@ -97,7 +111,7 @@ class OpenFile:
     def _ask_residency(self) -> npt.NDArray[np.bool_]:
         size = self.ref.size_bytes
         blocks = -(-size // _BLOCK_BYTES)
-        if pagecache.resident_fraction(self.fd, size) == 1.0:
+        if (pagecache.resident_bytes(self.fd, 0, size) or 0) >= size:
             return np.ones(blocks, dtype=np.bool_)
         resident = np.zeros(blocks, dtype=np.bool_)
         for block, start in enumerate(range(0, size, _BLOCK_BYTES)):
@@ -122,12 +136,13 @@ class FileSet:
 
     Args:
         files: the files, as the dataset lists them.
-        descriptor_limit: how many descriptors are kept open when nobody uses them.
+        descriptor_limit: how many descriptors are kept open when nobody uses them. A file may take two: Python's
+            mmap keeps one of its own.
     """
 
     def __init__(self, files: Sequence[FileRef], *, descriptor_limit: int) -> None:
         self._files = files
-        self._limit = descriptor_limit
+        self._limit = descriptor_limit // 2
         self._open: OrderedDict[int, OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -139,15 +154,21 @@ class FileSet:
 
     @contextmanager
     def borrow(self, numbers: Iterable[int]) -> Iterator[dict[int, OpenFile]]:
-        """Opens these files, if they are not, and keeps them open inside the ``with`` block.
+        """Opens these files (distinct numbers), if they are not, checks each to be what was indexed, and keeps them
+        open inside the ``with`` block.
 
         Raises:
-            StoreError: a file is gone, unreadable or not what was indexed.
+            BadFileError: a file is gone, unreadable or not what was indexed.
         """
         borrowed: dict[int, OpenFile] = {}
         try:
             for number in numbers:
-                borrowed[number] = self._take(number)
+                try:
+                    borrowed[number] = self._take(number)
+                    borrowed[number].check()
+                except StoreError as error:
+                    self._forget(number, borrowed.get(number))
+                    raise BadFileError(str(error), kind=error.kind, number=number) from error
             yield borrowed
         finally:
             self._give_back(borrowed)
@@ -160,10 +181,12 @@ class FileSet:
                     file.unmap()
 
     def close(self) -> None:
-        """Closes every descriptor. Nothing may be borrowed any more."""
+        """Closes every descriptor; a borrowed one as soon as it is given back, because its number must not become
+        another file's while somebody still reads.
+        """
         with self._lock:
-            while self._open:
-                self._open.popitem()[1].close()
+            self._limit = 0
+            self._close_surplus()
 
     def _take(self, number: int) -> OpenFile:
         with self._lock:
@@ -177,25 +200,36 @@ class FileSet:
 
     def _give_back(self, borrowed: dict[int, OpenFile]) -> None:
         with self._lock:
-            for file in borrowed.values():
+            for number, file in borrowed.items():
                 file.borrowers -= 1
-            idle = [] if len(self._open) <= self._limit else [n for n, f in self._open.items() if not f.borrowers]
-            for number in idle[: len(self._open) - self._limit]:
+                if not file.borrowers and self._open.get(number) is not file:
+                    file.close()
+            self._close_surplus()
+
+    def _forget(self, number: int, file: OpenFile | None) -> None:
+        """A bad file is closed when its last borrower gives it back; the next opens it anew, it may be restored."""
+        with self._lock:
+            if file is not None and self._open.get(number) is file:
+                del self._open[number]
+
+    def _close_surplus(self) -> None:
+        surplus = len(self._open) - self._limit
+        if surplus > 0:
+            for number in [number for number, file in self._open.items() if not file.borrowers][:surplus]:
                 self._open.pop(number).close()
 
 
 def _open(ref: FileRef) -> OpenFile:
     try:
-        fd = os.open(ref.path, os.O_RDONLY | os.O_CLOEXEC)
+        # O_NONBLOCK means nothing for a file; a FIFO put in its place would block everybody.
+        fd = os.open(ref.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise StoreError(f"{ref.path} was there when it was indexed and is gone", kind=ErrorKind.MISSING) from None
     except OSError as error:
         raise StoreError(f"{ref.path} can't be opened: {error.strerror}", kind=ErrorKind.UNREADABLE) from error
-    file = OpenFile(ref, fd)
     try:
-        file.check()
         pagecache.expect_random(fd)
-    except BaseException:
+    except OSError as error:
         os.close(fd)
-        raise
-    return file
+        raise StoreError(f"{ref.path} is no regular file: {error.strerror}", kind=ErrorKind.CHANGED) from error
+    return OpenFile(ref, fd)

@@ -29,13 +29,14 @@ class FileRef:
     """A file as it was when it was indexed. Who reads it later compares, and refuses a file that changed.
 
     ``may_grow`` is for a file whose indexed bytes stay valid while others append to it (an LMDB file, whose pages are
-    held by a read transaction): then only truncation is a change.
+    held by a read transaction): then only truncation is a change, and being another file: ``inode`` says which it was.
     """
 
     path: Path
     size_bytes: int
     mtime_ns: int
     may_grow: bool = False
+    inode: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@
     late.py     resident bytes that are read only when they are sent
     sources.py  a dataset's columns -> what the planner takes: strategy chosen, bits looked up
     batches.py  which batches a stream has, one plan after another; a batch that is ready
+    pieces.py   a planned batch -> pieces for the threads, and reads left until it is sent
     stream.py   one stream: plans batches ahead as far as its ring has room, hands them out in order
     reader.py   the process-wide owner of all of these
 

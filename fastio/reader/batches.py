@@ -68,7 +68,7 @@ class BatchPlanner:
         self._next_step = step + self._spec.workers
         return plan
 
-    def explain(self, failed: FailedReadError, plan: BatchPlan, piece: Reads) -> StoreError:
+    def explain(self, plan: BatchPlan, failed: FailedReadError, piece: Reads) -> StoreError:
         """The error of a failed read, with the record, shard and field that it belongs to."""
         record = int(plan.ids_B[piece.row_R[failed.read]])
         name = self.fields[piece.field].name

@@ -23,7 +23,7 @@ from fastio import pagecache
 from fastio.buffers import Ring
 from fastio.errors import ErrorKind, StoreError
 from fastio.extents import Int32Array, Int64Array
-from fastio.files import FileSet, OpenFile
+from fastio.files import BadFileError, FileSet, OpenFile
 from fastio.plan import Reads
 
 __all__ = ["MAX_GATHER_READS", "FailedReadError", "fetch"]
@@ -52,15 +52,20 @@ def fetch(reads: Reads, *, files: FileSet, ring: Ring, base: int) -> int:
         How many of the reads had to wait for the device (extent) or were not known to be resident (mapped).
 
     Raises:
-        FailedReadError: a read failed; the error in it names the file.
-        StoreError: a file is gone, or no longer what was indexed.
+        FailedReadError: a read failed, or its file is gone or no longer what was indexed; its error names the file.
     """
-    with files.borrow(distinct_files(reads.file_R)) as opened:
-        for file in opened.values():
-            file.check()
-        if reads.strategy == "extent":
-            return _fetch_extents(reads, opened, ring.memory, base)
-        return _fetch_mapped(reads, opened, ring, base)
+    try:
+        with files.borrow(distinct_files(reads.file_R)) as opened:
+            if reads.strategy == "extent":
+                return _fetch_extents(reads, opened, ring.memory, base)
+            return _fetch_mapped(reads, opened, ring, base)
+    except BadFileError as error:
+        raise FailedReadError(first_read_of(reads, error), error) from error
+
+
+def first_read_of(reads: Reads, bad: BadFileError) -> int:
+    """The first read that needs the bad file."""
+    return int((reads.file_R == bad.number).argmax())
 
 
 def distinct_files(file_R: Int32Array) -> list[int]:
@@ -125,6 +130,7 @@ def _fetch_mapped(reads: Reads, opened: dict[int, OpenFile], ring: Ring, base: i
     unsure = 0
     for number, file in opened.items():
         here_R = np.flatnonzero(reads.file_R == number)
+        _check_inside(reads, here_R, file)
         missing_R = here_R[file.not_resident(reads.offset_R[here_R])]
         if len(missing_R):
             unsure += len(missing_R)
@@ -134,6 +140,17 @@ def _fetch_mapped(reads: Reads, opened: dict[int, OpenFile], ring: Ring, base: i
     else:
         _gather_fixed(reads, reads.fixed_width, opened, ring, base)
     return unsure
+
+
+def _check_inside(reads: Reads, here_R: Int64Array, file: OpenFile) -> None:
+    """A damaged index must not make us copy what happens to be mapped beside the file."""
+    begin_R = reads.offset_R[here_R]
+    outside_R = (begin_R < 0) | (begin_R + reads.length_R[here_R] > file.ref.size_bytes)
+    if outside_R.any():
+        read = int(here_R[outside_R.argmax()])
+        begin, end = int(reads.offset_R[read]), int(reads.offset_R[read] + reads.length_R[read])
+        where = f"bytes {begin} to {end} of {file.ref.path}, which has {file.ref.size_bytes}"
+        raise FailedReadError(read, StoreError(f"the index points at {where}; build it anew", kind=ErrorKind.CORRUPT))
 
 
 def _start_device(file: OpenFile, offset_R: Int64Array, length_R: Int64Array) -> None:
@@ -156,6 +173,10 @@ def _gather_fixed(reads: Reads, width: int, opened: dict[int, OpenFile], ring: R
     row_R = (reads.dest_R - first) // width
     for number, file in opened.items():
         view = file.view()
+        try:
+            file.check()  # again, because time has passed: a page beyond a truncation kills this process when touched
+        except StoreError as error:
+            raise FailedReadError(int((reads.file_R == number).argmax()), error) from error
         # Every byte begins a possible record: a view of overlapping items turns any offset into an index.
         records: npt.NDArray[np.void] = np.ndarray(
             (len(view) - width + 1,), dtype=f"V{width}", buffer=view.data, strides=(1,)
@@ -183,9 +204,18 @@ def _gather_ragged(reads: Reads, opened: dict[int, OpenFile], ring: Ring, base: 
             error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             file = opened[int(reads.file_R[start])]
             span = int(reads.offset_R[start]), int(reads.length_R[start])
-            raise FailedReadError(start, _read_error(file, *span, error))
+            raise FailedReadError(start, _gather_error(file, *span, error))
         dest += done
         start = _advance(vectors, start, done)
+
+
+def _gather_error(file: OpenFile, offset: int, length: int, error: OSError) -> StoreError:
+    """A page that can't be touched (EFAULT) is most often beyond the end of a file that was just truncated."""
+    try:
+        file.check()
+    except StoreError as reason:
+        return reason
+    return _read_error(file, offset, length, error)
 
 
 def _advance(vectors: Int64Array, start: int, done: int) -> int:

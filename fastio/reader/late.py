@@ -11,14 +11,17 @@ What was resident when the batch was planned and is gone when it is sent is simp
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from fastio.errors import ErrorKind, StoreError
-from fastio.files import FileSet
+from fastio.files import BadFileError, FileSet
 from fastio.plan import Reads
-from fastio.reader.fetch import distinct_files
+from fastio.reader.fetch import FailedReadError, distinct_files, first_read_of
 
 __all__ = ["SCRATCH_BYTES", "can_be_late", "chunks"]
+
+# Makes the error of a read that failed, which names the record, out of what failed and among which reads.
+Explain = Callable[[FailedReadError, Reads], StoreError]
 
 # Fits the second-level cache of a core, and is large enough that a call per chunk costs nothing.
 SCRATCH_BYTES = 256 << 10
@@ -27,23 +30,25 @@ SCRATCH_BYTES = 256 << 10
 def can_be_late(reads: Reads, files: FileSet) -> bool:
     """Whether all of a field's reads may wait until they are sent: known to be resident, and without gaps between.
 
-    Raises:
-        StoreError: a file is gone, or no longer what was indexed.
+    False if a file is bad: whoever reads it now knows what to say.
     """
     if reads.strategy != "extent":
         return False
     span = int(reads.dest_R[-1] + reads.length_R[-1] - reads.dest_R[0])
     if span != int(reads.length_R.sum()):
         return False
-    with files.borrow(distinct_files(reads.file_R)) as opened:
-        for number, file in opened.items():
-            file.check()
-            if len(file.not_resident(reads.offset_R[reads.file_R == number])):
-                return False
-    return True
+    try:
+        with files.borrow(distinct_files(reads.file_R)) as opened:
+            return not any(
+                len(file.not_resident(reads.offset_R[reads.file_R == number])) for number, file in opened.items()
+            )
+    except BadFileError:
+        return False
 
 
-def chunks(payload: memoryview, late: Sequence[Reads], files: FileSet, scratch: memoryview) -> Iterator[memoryview]:
+def chunks(
+    payload: memoryview, late: Sequence[Reads], files: FileSet, scratch: memoryview, explain: Explain
+) -> Iterator[memoryview]:
     """The payload in order, with the ``late`` reads filled in. Each chunk is valid until the next is asked for.
 
     Args:
@@ -51,6 +56,7 @@ def chunks(payload: memoryview, late: Sequence[Reads], files: FileSet, scratch: 
         late: reads without gaps, in the order of their places.
         files: where they are.
         scratch: memory for one chunk.
+        explain: makes the error of a read that failed.
 
     Raises:
         StoreError: a read failed. What was yielded before is part of a batch that can't be completed.
@@ -59,7 +65,12 @@ def chunks(payload: memoryview, late: Sequence[Reads], files: FileSet, scratch: 
     for reads in late:
         start = int(reads.dest_R[0])
         yield payload[done:start]
-        yield from _read_through(reads, files, scratch)
+        try:
+            yield from _read_through(reads, files, scratch)
+        except FailedReadError as failed:
+            raise explain(failed, reads) from failed
+        except BadFileError as bad:
+            raise explain(FailedReadError(first_read_of(reads, bad), bad), reads) from bad
         done = int(reads.dest_R[-1] + reads.length_R[-1])
     if done < len(payload):
         yield payload[done:]
@@ -69,16 +80,18 @@ def _read_through(reads: Reads, files: FileSet, scratch: memoryview) -> Iterator
     filled = 0
     with files.borrow(distinct_files(reads.file_R)) as opened:
         rows = zip(reads.file_R.tolist(), reads.offset_R.tolist(), reads.length_R.tolist(), strict=True)
-        for number, offset, length in rows:
+        for index, (number, offset, length) in enumerate(rows):
             file = opened[number]
             end = offset + length
             while offset < end:
                 try:
                     got = os.preadv(file.fd, [scratch[filled : filled + end - offset]], offset)
                 except OSError as error:
-                    raise StoreError(f"reading {file.ref.path} failed: {error.strerror}") from error
+                    failed = StoreError(f"reading {file.ref.path} failed: {error.strerror}; check the disk")
+                    raise FailedReadError(index, failed) from error
                 if got == 0:
-                    raise StoreError(f"{file.ref.path} ends before byte {end}", kind=ErrorKind.TRUNCATED)
+                    ends = StoreError(f"{file.ref.path} ends before byte {end}", kind=ErrorKind.TRUNCATED)
+                    raise FailedReadError(index, ends)
                 offset += got
                 filled += got
                 if filled == len(scratch):

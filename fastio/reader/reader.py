@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
@@ -44,6 +45,7 @@ class Reader:
         self._files: dict[Dataset, FileSet] = {}
         self._streams: set[ReadStream] = set()
         self._closed = False
+        self._pid = os.getpid()
 
     def __repr__(self) -> str:
         return f"<Reader {len(self._streams)} streams, {self._readers!r}>"
@@ -62,25 +64,29 @@ class Reader:
                 through. For consumers that send them one after another, and have one batch at a time in hand.
 
         Raises:
+            ClosedError: the reader was closed, or belongs to the process that this one was forked from.
             RequestError: a field is unknown, or there are fewer records than ranks.
             UnavailableError: there is no memory for the window.
         """
+        self._check_usable()
         names = dataset.select(spec.fields)
         memory_bytes = pagecache.available_memory_bytes() if self._memory_bytes is None else self._memory_bytes
         files = self._files_of(dataset)
         sources = field_sources(dataset, names, files, memory_bytes=memory_bytes)
         planner = BatchPlanner(dataset, spec, sources, files)
         parts = SharedParts(files=files, rings=self._rings, planner=self._planner, readers=self._readers)
-        stream = ReadStream(
-            planner,
-            parts,
-            window_bytes=spec.window_bytes,
-            late_reads=late_reads,
-            wake=wake,
-            on_retired=self._streams.discard,
-        )
-        self._streams.add(stream)
-        return stream
+        with self._lock:
+            self._check_usable()  # again: close() comes before, or finds this stream
+            stream = ReadStream(
+                planner,
+                parts,
+                window_bytes=spec.window_bytes,
+                late_reads=late_reads,
+                wake=wake,
+                on_retired=self._streams.discard,
+            )
+            self._streams.add(stream)
+            return stream
 
     def unmap_idle(self) -> None:
         """Unmaps what no stream is reading, if there is no stream at all. Pages that a process maps can be neither
@@ -96,7 +102,12 @@ class Reader:
         return ReaderStatistics(len(self._streams), self._readers.waiting, self._planner.waiting)
 
     def close(self) -> None:
-        """Closes all streams, ends the threads, closes the files. Batches must not be used afterwards."""
+        """Closes all streams, ends the threads, closes the files. Batches must not be used afterwards.
+
+        In a process that was forked from the reader's own there is nothing to end, and nothing is done.
+        """
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             if self._closed:
                 return
@@ -111,9 +122,14 @@ class Reader:
 
     def _files_of(self, dataset: Dataset) -> FileSet:
         with self._lock:
-            if self._closed:
-                raise ClosedError("the reader was closed")
+            self._check_usable()
             files = self._files.get(dataset)
             if files is None:
                 self._files[dataset] = files = FileSet(dataset.files, descriptor_limit=default_descriptor_limit())
             return files
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise ClosedError("the reader was closed")
+        if os.getpid() != self._pid:
+            raise ClosedError(f"the reader belongs to process {self._pid}, its threads did not follow; make a new one")

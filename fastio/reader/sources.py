@@ -67,7 +67,6 @@ def read_bits(files: FileSet, table: BitTable, ids_B: Int64Array) -> npt.NDArray
         bit_B = table.bit(ids_B)
         with files.borrow(np.unique(extents.file_B[present_B]).tolist()) as opened:
             for number, file in opened.items():
-                file.check()
                 picked = np.flatnonzero(present_B & (extents.file_B == number))
                 byte_B[picked] = file.view()[extents.offset_B[picked]] >> bit_B[picked]
     return (byte_B & 1).astype(np.bool_)

@@ -13,31 +13,31 @@ already have seen a full ring. Without the note that it must look again, both si
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from fastio.buffers import Ring, RingPool
 from fastio.errors import ClosedError, ErrorKind, FastioError, StoreError
-from fastio.extents import UInt8Array
 from fastio.files import FileSet
-from fastio.plan import BatchPlan, Reads, split_reads
+from fastio.plan import BatchPlan, Reads
 from fastio.reader.batches import Batch, BatchPlanner, ReadyBatch
-from fastio.reader.fetch import MAX_GATHER_READS, FailedReadError, fetch
-from fastio.reader.late import SCRATCH_BYTES, can_be_late, chunks
+from fastio.reader.fetch import FailedReadError, fetch
+from fastio.reader.late import SCRATCH_BYTES, chunks
+from fastio.reader.pieces import divide, write_known
 from fastio.reader.pool import ThreadQueue
 from fastio.reader.statistics import StreamStatistics
 from fastio.spec import FieldSpec
 
 __all__ = ["ReadStream", "SharedParts"]
 
-# A piece of 32 reads keeps 32 reads of the device in flight per thread; 8 threads then exceed the depth (128) at which
-# the fastest device we measured stopped gaining. 4 MiB bounds how long one piece occupies a thread (4 ms at 1 GB/s).
-_EXTENT_PIECE_READS = 32
-_PIECE_BYTES = 4 << 20
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +85,7 @@ class ReadStream:
         self._unreleased = 0
         self._error: FastioError | None = None
         self._closed = False
+        self._pid = os.getpid()
         self._taken = np.zeros(3, dtype=np.int64)  # batches, records, bytes
         self._read = np.zeros(2, dtype=np.int64)  # reads, waited reads
         self._start_planning()
@@ -104,8 +105,10 @@ class ReadStream:
 
         Raises:
             FastioError: the stream failed at this batch; it stays failed.
-            ClosedError: the stream was closed.
+            ClosedError: the stream was closed, or belongs to the process that this one was forked from.
         """
+        if os.getpid() != self._pid:
+            raise ClosedError(f"the stream belongs to process {self._pid}, its threads did not follow; open a new one")
         with self._lock:
             if self._closed or self._ring is None:
                 raise ClosedError("the stream was closed")
@@ -126,7 +129,8 @@ class ReadStream:
 
     def close(self) -> None:
         """Stops reading. Batches that were taken stay valid until they are released. Returns at once."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._retire()
 
     def statistics(self) -> StreamStatistics:
@@ -149,7 +153,10 @@ class ReadStream:
     def _buffers(self, batch: Batch, ring: Ring) -> Iterable[memoryview]:
         start = batch.region.start
         payload = ring.memory[start : start + batch.plan.layout.payload_bytes]
-        return chunks(payload, batch.late, self._parts.files, self._scratch) if batch.late else (payload,)
+        if not batch.late:
+            return (payload,)
+        explain = partial(self._planner.explain, batch.plan)
+        return chunks(payload, batch.late, self._parts.files, self._scratch, explain)
 
     def _release(self, batch: Batch) -> None:
         with self._lock:
@@ -165,7 +172,8 @@ class ReadStream:
             if self._planning or self._closed or self._all_planned or self._error is not None:
                 return
             self._planning = True
-        self._parts.planner.submit(self._plan)
+            # Under the lock: close() comes either before, and nothing is queued, or after, and the queue still runs it.
+            self._parts.planner.submit(self._plan)
 
     def _plan(self) -> None:
         """Plans one batch and queues its reads, then queues itself again, so that streams take turns."""
@@ -195,8 +203,8 @@ class ReadStream:
         if region is None or ring is None:
             self._waiting = plan
             return False
-        _write_known(plan, ring.array[region.start :])
-        late, pieces = _divide(plan, self._parts.files if self._late_reads else None)
+        write_known(plan, ring.array[region.start : region.end])
+        late, pieces = divide(plan, self._parts.files if self._late_reads else None)
         batch = Batch(plan, region, pending=len(pieces), late=late)
         with self._lock:
             self._batches.append(batch)
@@ -205,19 +213,23 @@ class ReadStream:
         for piece in pieces:
             self._parts.readers.submit(_PieceTask(self, batch, piece, ring))
         if not pieces:
-            self._wake()
+            self._notify()
         return True
 
     def _fail(self, error: FastioError) -> None:
         with self._lock:
             self._error = error
-        self._wake()
+        self._notify()
+
+    def _notify(self) -> None:
+        if not self._closed:  # what `wake` would wake may be gone
+            _call(self._wake)
 
     def _read_piece(self, batch: Batch, piece: Reads, ring: Ring) -> None:
         error: FastioError | None = None
         waited = 0
         if not self._closed and batch.error is None:
-            waited, error = self._fetch(batch, piece, ring)
+            waited, error = _fetch(self._planner, self._parts.files, ring, batch, piece)
         with self._lock:
             batch.pending -= 1
             batch.error = batch.error or error
@@ -225,18 +237,8 @@ class ReadStream:
             self._read += (len(piece), waited)
             news = (not batch.pending or batch.error is not None) and bool(self._batches) and self._batches[0] is batch
         if news:
-            self._wake()
+            self._notify()
         self._retire()
-
-    def _fetch(self, batch: Batch, piece: Reads, ring: Ring) -> tuple[int, FastioError | None]:
-        try:
-            return fetch(piece, files=self._parts.files, ring=ring, base=batch.region.start), None
-        except FailedReadError as failed:
-            return 0, self._planner.explain(failed, batch.plan, piece)
-        except FastioError as error:
-            return 0, error
-        except Exception as error:  # a bug must end this stream with a message, not a thread that others use
-            return 0, StoreError(f"reading failed: {error!r}", kind=ErrorKind.INTERNAL)
 
     def _retire(self) -> None:
         """Gives the ring back once the stream is closed and nobody writes to it or reads from it any more."""
@@ -245,8 +247,6 @@ class ReadStream:
             if not self._closed or busy or self._ring is None:
                 return
             ring, self._ring = self._ring, None
-            for batch in self._batches:
-                ring.free(batch.region)
             self._batches.clear()
         self._parts.rings.give_back(ring)
         self._on_retired(self)
@@ -265,24 +265,22 @@ class _PieceTask:
         self.stream._read_piece(self.batch, self.piece, self.ring)
 
 
-def _pieces(reads: Reads) -> list[Reads]:
-    max_reads = _EXTENT_PIECE_READS if reads.strategy == "extent" else MAX_GATHER_READS
-    return split_reads(reads, max_reads=max_reads, max_bytes=_PIECE_BYTES)
+def _fetch(
+    planner: BatchPlanner, files: FileSet, ring: Ring, batch: Batch, piece: Reads
+) -> tuple[int, FastioError | None]:
+    """How many reads of the piece had to wait, and what went wrong."""
+    try:
+        return fetch(piece, files=files, ring=ring, base=batch.region.start), None
+    except FailedReadError as failed:
+        return 0, planner.explain(batch.plan, failed, piece)
+    except FastioError as error:
+        return 0, error
+    except Exception as error:  # a bug must end this stream with a message, not a thread that others use
+        return 0, StoreError(f"reading failed: {error!r}", kind=ErrorKind.INTERNAL)
 
 
-def _divide(plan: BatchPlan, late_files: FileSet | None) -> tuple[list[Reads], list[Reads]]:
-    """What will be read when it is sent (nothing without ``late_files``), and the pieces to be read now."""
-    late: list[Reads] = []
-    pieces: list[Reads] = []
-    for reads in plan.reads:
-        if late_files is not None and can_be_late(reads, late_files):
-            late.append(reads)
-        else:
-            pieces.extend(_pieces(reads))
-    return late, pieces
-
-
-def _write_known(plan: BatchPlan, payload: UInt8Array) -> None:
-    for start, array in plan.known:
-        flat = array.reshape(-1).view(np.uint8)
-        payload[start : start + len(flat)] = flat
+def _call(wake: Callable[[], None]) -> None:
+    try:
+        wake()
+    except Exception:  # an event loop that was closed without a word must not end a thread that others use
+        _log.exception("the callback %r, which wakes the consumer of a stream, failed", wake)
