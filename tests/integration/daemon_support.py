@@ -61,7 +61,7 @@ class Daemon:
 
     def workers(self) -> list[psutil.Process]:
         """The worker processes that are alive."""
-        found = psutil.Process(self.process.pid).children()
+        found: list[psutil.Process] = psutil.Process(self.process.pid).children()
         self._seen += [worker for worker in found if worker not in self._seen]
         return found
 
