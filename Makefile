@@ -41,12 +41,13 @@ check: $(STAMP)
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
+	MYPYPATH=client/examples/digits $(BIN)/python -m mypy client/examples/digits
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest --doctest-modules $(PACKAGES)
 	$(BIN)/python -m pytest tests/contract
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/unit tests/property tests/golden tests/integration
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests --ignore tests/contract
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests || [ $$? -eq 5 ]  # 5: there is none
