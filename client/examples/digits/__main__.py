@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from fastio_client.torch import RemoteDataset
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from chart import draw
 from compare import print_comparison
 from daemon import Daemon
 from data import TRAIN_RECORDS, decode, pack, test_set
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from fastio_client.torch import RemoteDataset
 from model import Net, accuracy, train_step
 
 BATCH = 32
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 class History:
-    """What the picture shows: per step the time, loss and records so far; per epoch the accuracy; when it was killed."""
+    """What the picture shows: per step time, loss and records; per epoch the accuracy; when the worker was killed."""
 
     def __init__(self) -> None:
         self.at_s: list[float] = []

@@ -22,9 +22,7 @@ def draw(history: History, path: Path) -> None:
     done = np.array(list(accumulate(history.records)))
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(9, 6), layout="constrained")
     above.plot(at_s, history.loss, color="tab:blue", linewidth=0.8)
-    above.set(
-        ylabel="training loss", yscale="log", title="Digits through fastio: one epoch from Arrow, the next from LMDB"
-    )
+    above.set(ylabel="training loss", yscale="log", title="Digits: one epoch from Arrow, the next from LMDB")
     accuracy = above.twinx()
     steps = len(at_s) // len(history.accuracy)
     accuracy.plot(at_s[steps - 1 :: steps], history.accuracy, color="tab:green", marker="o", markersize=3)

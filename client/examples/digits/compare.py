@@ -12,12 +12,12 @@ from typing import Any
 
 import lmdb
 import torch
-from daemon import Daemon
+from fastio_client.torch import RemoteDataset
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from fastio_client.torch import RemoteDataset
+from daemon import Daemon
 
 ROUNDS = 3
 SECONDS = 1.0
@@ -43,9 +43,7 @@ class LmdbDataset(Dataset[torch.Tensor]):
 
 def print_comparison(console: Console, daemon: Daemon, stores: dict[str, Path], batch_sizes: dict[str, int]) -> None:
     """Measures each store in turns (so that a drift of the machine favours nobody) and prints a table."""
-    table = Table(
-        title="exact shuffle, warm, batches as tensors; the limit is a plain send and receive of such batches"
-    )
+    table = Table(title="exact shuffle, warm, as tensors; the limit is a plain send and receive of such batches")
     for heading in ("store", "reader", "records/s", "MB/s", "of the limit"):
         table.add_column(heading, justify="left" if heading in ("store", "reader") else "right")
     for name, batch_size in batch_sizes.items():
