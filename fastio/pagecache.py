@@ -100,11 +100,10 @@ def available_memory_bytes() -> int:
     for line in _read(Path("/proc/self/cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            limits.append(_cgroup_room(Path("/sys/fs/cgroup") / path[1:], "memory.max", "memory.current", "file "))
+            limits.extend(_rooms(Path("/sys/fs/cgroup"), path, "memory.max", "memory.current", "file "))
         elif "memory" in controllers.split(","):
-            folder = Path("/sys/fs/cgroup/memory") / path[1:]
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache ")
-            limits.append(_cgroup_room(folder, *names))
+            limits.extend(_rooms(Path("/sys/fs/cgroup/memory"), path, *names))
     return max(0, min(limit for limit in limits if limit is not None))
 
 
@@ -113,6 +112,14 @@ def _mem_available_bytes() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES
+
+
+def _rooms(root: Path, path: str, limit_name: str, usage_name: str, cache_key: str) -> list[int | None]:
+    """The room of a cgroup and of all those around it: each bounds what is inside. In a container the path may be the
+    host's, and only the root be there.
+    """
+    inside = Path(path.lstrip("/"))
+    return [_cgroup_room(root / folder, limit_name, usage_name, cache_key) for folder in (inside, *inside.parents)]
 
 
 def _cgroup_room(folder: Path, limit_name: str, usage_name: str, cache_key: str) -> int | None:

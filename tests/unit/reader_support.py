@@ -1,4 +1,4 @@
-"""What the tests of the reader share: a consumer that waits without sleeping, and the slow way to know what must come."""
+"""What the tests of the reader share: a consumer that never sleeps, and the slow way to know what must come."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fastio.plan import Strategy
 from fastio.reader import Reader
 from fastio.spec import OrderSpec, StreamSpec
 from fastio.testing.datasets import write_dataset
@@ -27,7 +28,7 @@ def test_every_kind_of_column_arrives_as_it_was_written(
     tmp_path: Path,
     reader: Reader,
     monkeypatch: pytest.MonkeyPatch,
-    strategy: str,
+    strategy: Strategy,
     late_reads: bool,
     shard_records: list[int],
 ) -> None:

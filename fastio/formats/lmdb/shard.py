@@ -123,7 +123,7 @@ def _open_once(path: Path, file: LmdbFile, by_directory: bool, options: IndexOpt
             if (now.size_bytes, now.mtime_ns) != (file.size_bytes, file.mtime_ns):
                 index.close()
                 return None
-        ref = FileRef(file.path, file.size_bytes, file.mtime_ns, may_grow=hold.protects)
+        ref = FileRef(file.path, file.size_bytes, file.mtime_ns, may_grow=hold.protects, inode=os.fstat(file.fd).st_ino)
         return LmdbShard(path, ref, index, state, hold, _sentence(snapshot, index, hold))
     except BaseException:
         hold.release()
