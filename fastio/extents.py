@@ -201,7 +201,8 @@ class ConcatExtents:
             np.empty(len(ids_B), dtype=np.int64),
             np.empty(len(ids_B), dtype=np.int64),
         )
-        for table, picked in zip(found_T.tolist(), np.split(by_table_B, first_T[1:]), strict=True):
+        # strict=False: splitting nothing yields one empty piece, which belongs to no table.
+        for table, picked in zip(found_T.tolist(), np.split(by_table_B, first_T[1:]), strict=False):
             part = self.tables[table].lookup(ids_B[picked] - self.start_T1[table])
             out.file_B[picked], out.offset_B[picked], out.length_B[picked] = part.file_B, part.offset_B, part.length_B
         return out

@@ -19,6 +19,7 @@ import numpy as np
 from fastio.errors import ErrorKind, StoreError
 from fastio.extents import Int64Array, UInt8Array
 from fastio.formats.base import FileRef
+from fastio.formats.taken import grouped
 
 __all__ = ["LruCache", "MappedFiles", "default_map_limit"]
 
@@ -112,9 +113,7 @@ class MappedFiles:
         if len(map_B) and (map_B == map_B[0]).all():
             return _pick(self.view(int(map_B[0])), at_B, width)
         out = np.empty((len(at_B), width), dtype=np.uint8)
-        order_B = np.argsort(map_B, kind="stable")
-        numbers, first = np.unique(map_B[order_B], return_index=True)
-        for number, picked in zip(numbers.tolist(), np.split(order_B, first[1:]), strict=True):
+        for number, picked in grouped(map_B):
             out[picked] = _pick(self.view(number), at_B[picked], width)
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 
@@ -41,9 +42,18 @@ def describe_head(head: bytes) -> str:
             return words
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it first"
-    if all(byte >= 32 or byte in b"\t\r\n" for byte in head[:64]):
-        return f"text that begins {head[:24].decode(errors='replace')!r}" + "; `fastio pack` reads CSV and JSONL"
+    text = _text(head[:64])
+    if text is not None:
+        return f"text that begins {text[:24]!r}; `fastio pack` reads CSV and JSONL"
     return f"of an unknown kind (first bytes {head[:8].hex(' ')})"
+
+
+def _text(head: bytes) -> str | None:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return None
+    return text if all(character.isprintable() or character in "\t\r\n\ufeff" for character in text) else None
 
 
 def open_for_reading(path: Path) -> int:

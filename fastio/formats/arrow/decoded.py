@@ -95,9 +95,12 @@ class _Taker:
         import pyarrow.compute as pc
 
         array = self.builder.column(self.leaf.storage, self.leaf.place, batch)
+        if pa.types.is_dictionary(array.type):
+            return pa.DictionaryArray.from_arrays(array.indices, _without_views(array.dictionary))
         if pa.types.is_run_end_encoded(array.type):
-            array = pc.run_end_decode(array)
-        if self.leaf.delivery.json and not pa.types.is_dictionary(array.type):
+            ends, values = array.run_ends, _without_views(array.values)
+            array = pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, values))
+        if self.leaf.delivery.json:
             plain = integers_for_times(array.type)
             array = array if plain == array.type else array.cast(plain)
         return array
@@ -118,6 +121,15 @@ class _Taker:
         mask_B = np.empty(0, dtype=np.bool_) if self.field.nullable else None
         offsets_B1 = np.zeros(1, dtype=np.int64) if self.field.kind == "ragged" else None
         return TakenValues(np.empty((0, *self.field.shape), dtype=self.field.dtype), offsets_B1, mask_B)
+
+
+def _without_views(values: Any) -> Any:
+    """The values with views of bytes made plain, which pyarrow's kernels for taking and decoding ask for."""
+    import pyarrow as pa
+
+    if pa.types.is_string_view(values.type):
+        return values.cast(pa.large_string())
+    return values.cast(pa.large_binary()) if pa.types.is_binary_view(values.type) else values
 
 
 def _estimate(buffers: BatchBuffers, leaf: Leaf, field: FieldSpec) -> int:

@@ -95,13 +95,15 @@ def _with_integers(field: Any) -> Any:
 def _flat(array: Any, field: FieldSpec) -> npt.NDArray[Any]:
     """All scalars of an array of lists of any depth, in order."""
     values, valid = _scalars(array)
+    dtype = np.dtype(field.dtype)
     if not valid.all():
-        dtype = np.dtype(field.dtype)
         values = values.copy()
-        values[~valid] = np.nan if dtype.kind == "f" else np.zeros((), dtype=values.dtype)
-    if values.dtype == np.bool_:
-        return values
-    return values.reshape(-1).view(field.dtype) if values.ndim > 1 else values
+        values[~valid] = 0
+    # Of fixed-width items _scalars gives the bytes, one row per item.
+    flat = values if values.dtype == np.bool_ else values.reshape(-1).view(dtype)
+    if dtype.kind == "f" and not valid.all():
+        flat[~valid] = np.nan
+    return flat
 
 
 def _scalars(array: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:

@@ -10,7 +10,7 @@ from fastio.errors import ErrorKind, StoreError
 from fastio.formats.arrow.columns import BatchBuffers, extent_column
 from fastio.formats.arrow.decoded import decoded_column
 from fastio.formats.arrow.index import ArrowIndex, index_identity, index_of, store_index
-from fastio.formats.arrow.messages import parse_prefix
+from fastio.formats.arrow.messages import CONTINUATION, parse_prefix
 from fastio.formats.arrow.rebuild import ArrayBuilder
 from fastio.formats.arrow.scan import FILE_MAGIC, looks_like_stream, scan
 from fastio.formats.arrow.schema import Leaf, plan_schema
@@ -22,6 +22,7 @@ from fastio.formats.sniff import describe_head, open_for_reading
 __all__ = ["ArrowShard", "is_arrow", "is_arrow_head", "open_arrow_shard"]
 
 _HEAD_BYTES = 4096
+_MAX_SCHEMA_BYTES = 16 << 20
 # The footer of a file with fewer batches is read as fast as a sidecar would be; below, none is written.
 _SIDECAR_FROM_BATCHES = 16
 
@@ -34,14 +35,24 @@ def is_arrow_head(head: bytes) -> bool:
 def is_arrow(path: Path) -> bool:
     """Whether the file is an Arrow IPC file or stream, by its first bytes. False where it can't be read."""
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-            prefix = parse_prefix(head)
-            if prefix is not None and _HEAD_BYTES < sum(prefix) <= 1 << 24 and not head.startswith(FILE_MAGIC):
-                head += file.read(sum(prefix) - _HEAD_BYTES)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
-    return is_arrow_head(head)
+    try:
+        return is_arrow_head(_head(fd))
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _head(fd: int) -> bytes:
+    """The first bytes of a file; of what may be a stream, as many as its schema message says it has."""
+    head = os.pread(fd, _HEAD_BYTES, 0)
+    prefix = parse_prefix(head)
+    if prefix is not None and _HEAD_BYTES < sum(prefix) <= _MAX_SCHEMA_BYTES and not head.startswith(FILE_MAGIC):
+        head += os.pread(fd, sum(prefix) - _HEAD_BYTES, _HEAD_BYTES)
+    return head
 
 
 @dataclass(slots=True)
@@ -139,10 +150,11 @@ def _index(fd: int, ref: FileRef, options: IndexOptions) -> tuple[ArrowIndex, st
 
 
 def _refuse_foreign(fd: int, ref: FileRef) -> None:
-    head = os.pread(fd, _HEAD_BYTES, 0)
+    head = _head(fd)
     prefix = parse_prefix(head)
-    whole = prefix is not None and sum(prefix) > _HEAD_BYTES
-    if whole or is_arrow_head(head):
+    # A stream whose schema is cut off is left to the scan, which says that it is truncated.
+    cut_off = prefix is not None and head.startswith(CONTINUATION) and ref.size_bytes < sum(prefix) <= _MAX_SCHEMA_BYTES
+    if cut_off or is_arrow_head(head):
         return
     raise StoreError(
         f"{ref.path} is not an Arrow IPC file or stream: it is {describe_head(head)}", kind=ErrorKind.NOT_A_DATASET

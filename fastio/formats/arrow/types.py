@@ -156,9 +156,12 @@ def _innermost(storage: Any) -> tuple[Any, int]:
 
 def _extension(field: Any) -> tuple[str, bytes]:
     """Name and metadata of a field's extension type, whether or not pyarrow knows it in this process."""
-    name = getattr(field.type, "extension_name", "")
+    type_, name = field.type, getattr(field.type, "extension_name", "")
+    if name == "arrow.fixed_shape_tensor":
+        return name, json.dumps({"shape": type_.shape, "permutation": type_.permutation}).encode()
     if name:
-        return name, field.type.__arrow_ext_serialize__()
+        # pyarrow's own types have no such method; those of Python libraries do.
+        return name, getattr(type_, "__arrow_ext_serialize__", bytes)()
     metadata = field.metadata or {}
     return metadata.get(b"ARROW:extension:name", b"").decode(), metadata.get(b"ARROW:extension:metadata", b"")
 
