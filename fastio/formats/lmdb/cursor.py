@@ -39,7 +39,7 @@ def walk_by_cursor(file: LmdbFile, hold: Hold, progress: Progress | None = None)
     try:
         total = max(1, hold.transaction.stat()["entries"])
         with hold.transaction.cursor() as cursor:
-            if hold.transaction.env.open_db(txn=hold.transaction).flags()["dupsort"]:
+            if hold.environment.open_db(txn=hold.transaction).flags()["dupsort"]:
                 message = f"{file.path} keeps several values per key (DUPSORT), which have no record numbers"
                 raise StoreError(message, kind=ErrorKind.UNSUPPORTED_LAYOUT)
             items = iter(cursor.iternext(keys=True, values=True))

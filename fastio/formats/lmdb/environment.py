@@ -22,6 +22,7 @@ __all__ = ["Hold", "hold_snapshot", "hold_statistics"]
 # bound for processes that may open any number, far below the 65,530 maps a process may have.
 _MAX_HELD = 4096
 _OWN_SHARE = 8
+_MAP_ROOM_BYTES = 1 << 30
 
 
 @dataclass(slots=True)
@@ -46,6 +47,7 @@ class Hold:
     """A read transaction on one snapshot of an environment.
 
     Attributes:
+        inode: which file this is about.
         txn_id: the snapshot's; None if LMDB could not open the environment.
         protects: the snapshot's pages stay as they are until :meth:`release`, whatever others write.
         note: why it does not protect, or could not be opened; else empty.
@@ -54,6 +56,7 @@ class Hold:
     def __init__(self, key: tuple[int, int], shared: _Environment | None, txn: Any, note: str) -> None:
         self._key, self._shared, self._txn = key, shared, txn
         self._pid = os.getpid()
+        self.inode = key[1]
         self.txn_id: int | None = None if txn is None else txn.id()
         self.protects = txn is not None and not note
         self.note = note
@@ -65,6 +68,11 @@ class Hold:
     def transaction(self) -> Any:
         """The py-lmdb transaction, whose results are buffers; None if there is none."""
         return self._txn
+
+    @property
+    def environment(self) -> Any:
+        """The py-lmdb environment; None if there is none."""
+        return None if self._shared is None else self._shared.env
 
     @property
     def max_key_bytes(self) -> int:
@@ -101,7 +109,7 @@ def hold_snapshot(data: Path, by_directory: bool) -> Hold:
         shared = _registry.environments.get(key)
         if shared is None:
             try:
-                shared = _open(data.parent if by_directory else data, by_directory)
+                shared = _open(data.parent if by_directory else data, by_directory, status.st_size)
             except lmdb.Error as error:
                 return Hold(key, None, None, f"LMDB cannot open it: {error}")
             _registry.environments[key] = shared
@@ -133,10 +141,13 @@ def _limit() -> int:
     return _MAX_HELD if soft == resource.RLIM_INFINITY else max(4, min(_MAX_HELD, soft // _OWN_SHARE))
 
 
-def _open(place: Path, by_directory: bool) -> _Environment:
+def _open(place: Path, by_directory: bool, size_bytes: int) -> _Environment:
     import lmdb
 
-    options = {"subdir": by_directory, "readonly": True, "create": False, "readahead": False}
+    # Writers may make the file grow while it is open here, and a map cannot grow while a transaction uses it. Addresses
+    # cost nothing.
+    options: dict[str, Any] = {"map_size": 2 * size_bytes + _MAP_ROOM_BYTES, "readahead": False, "create": False}
+    options |= {"subdir": by_directory, "readonly": True}
     try:
         env = lmdb.open(os.fspath(place), lock=True, **options)
     except lmdb.Error:

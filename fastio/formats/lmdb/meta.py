@@ -38,6 +38,7 @@ class LmdbFile:
     fd: int
     size_bytes: int
     mtime_ns: int
+    inode: int
 
     @classmethod
     def open(cls, path: Path) -> LmdbFile:
@@ -52,14 +53,14 @@ class LmdbFile:
             raise StoreError(f"no such file: {path}", kind=ErrorKind.MISSING) from None
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror}", kind=ErrorKind.UNREADABLE) from error
-        file = cls(path, fd, 0, 0).as_now()
+        file = cls(path, fd, 0, 0, 0).as_now()
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         return file
 
     def as_now(self) -> LmdbFile:
         """The same open file with its present size and time."""
         status = os.fstat(self.fd)
-        return LmdbFile(self.path, self.fd, status.st_size, status.st_mtime_ns)
+        return LmdbFile(self.path, self.fd, status.st_size, status.st_mtime_ns, status.st_ino)
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of the file; fewer at its end.
@@ -178,7 +179,8 @@ def _find_magic(head: bytes) -> tuple[int, str] | None:
 
 def _header_bytes(file: LmdbFile) -> int | None:
     """The size of page headers, or None if the file is LMDB's but of a version not known here."""
-    found = _find_magic(file.read(0, 64))
+    head = file.read(0, 64)
+    found = _find_magic(head)
     if found is None:
         message = f"{file.path} is not an LMDB file: no LMDB header in its first 64 bytes"
         if file.size_bytes == 0:
@@ -190,7 +192,9 @@ def _header_bytes(file: LmdbFile) -> int | None:
         message = f"{file.path} was written on {wrote} machine, whose LMDB files do not fit this one"
         remedy = "copy it there with mdb_dump and here with mdb_load"
         raise StoreError(f"{message}; {remedy}", kind=ErrorKind.UNSUPPORTED_LAYOUT)
-    version = struct.unpack("<I", file.read(offset + 4, 4))[0]
+    if len(head) < 64:
+        raise _truncated(file, f"it has {len(head)} bytes")
+    version = struct.unpack_from("<I", head, offset + 4)[0]
     return offset if version == _VERSIONS[offset] else None
 
 

@@ -113,7 +113,7 @@ def _open_once(path: Path, file: LmdbFile, by_directory: bool, options: IndexOpt
         file = file.as_now()
         snapshots = read_snapshots(file)
         snapshot = next((s for s in snapshots if hold.txn_id in (None, s.txn_id)), None)
-        if snapshots and snapshot is None:
+        if hold.inode != file.inode or (snapshots and snapshot is None):
             hold.release()
             return None
         index, state = _proven_index(file, snapshot, hold, options)
@@ -147,7 +147,7 @@ def _proven_index(file: LmdbFile, snapshot: Snapshot | None, hold: Hold, options
         wrong = check_sample(file, snapshot, index, hold)
         if wrong is None:
             return index, "rebuilt" if existed and state == "built" else state
-    if hold.transaction is not None:
+    if hold.transaction is not None or snapshot is None:
         # LMDB is the authority: where this parser and LMDB disagree, LMDB's own cursor is believed.
         index, state = _build(file, None, hold, options, place, identity)
         wrong = check_sample(file, snapshot, index, hold)

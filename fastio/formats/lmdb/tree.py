@@ -154,10 +154,12 @@ def _big_pages(
     at_b = nodes.start_n[big_n] + _NODE_BYTES + (key_b + (key_b & 1) if snapshot.even_keys else key_b)
     page_b = gather_fixed(block.flat, at_b, 8).view("<u8").astype(np.int64)
     need_b = (snapshot.header_bytes - 1 + nodes.value_bytes_n[big_n].astype(np.int64)) // snapshot.page_bytes + 1
-    # A number of 2**63 and above has become negative; one near it must not overflow when the length is added.
-    bad_b = (page_b < 2) | (page_b > snapshot.last_page) | (page_b + need_b > snapshot.last_page + 1)
+    has_b = need_b
     if snapshot.header_bytes == 24:
-        bad_b |= gather_fixed(block.flat, at_b + 16, 8).view("<u8") != need_b.astype(np.uint64)
+        # A value that was overwritten by a shorter one in the same transaction keeps its pages.
+        has_b = np.minimum(gather_fixed(block.flat, at_b + 16, 8).view("<u8"), np.uint64(1 << 48)).astype(np.int64)
+    # A number of 2**63 and above has become negative; one near it may overflow when the length is added.
+    bad_b = (page_b < 2) | (page_b > snapshot.last_page) | (page_b + has_b > snapshot.last_page + 1) | (has_b < need_b)
     bad_n = np.zeros(len(nodes.head_n), dtype=np.bool_)
     bad_n[big_n] = bad_b
     refuse_nodes(file, block, nodes.count_P, bad_n, "a value's overflow pages lie outside the file")
@@ -177,7 +179,8 @@ def _refuse_flags(file: LmdbFile, block: PageBlock, nodes: Nodes) -> None:
         refuse_nodes(file, block, nodes.count_P, flags_n > 2, "a node has impossible flags")
         return
     starts, lengths = nodes.start_n[sub_n] + _NODE_BYTES, nodes.key_bytes_n[sub_n]
-    names = [bytes(block.flat[s : s + n]).decode(errors="replace") for s, n in zip(starts, lengths, strict=True)]
+    raw = [bytes(block.flat[s : s + n]) for s, n in zip(starts, lengths, strict=True)]
+    names = [name.rstrip(b"\0").decode(errors="replace") for name in raw]  # LMDB 1.0 stores the final zero
     message = f"{file.path} holds named sub-databases ({', '.join(names)}), which are not read"
     remedy = f"copy one into an environment of its own: mdb_dump -s {names[0]} SRC | mdb_load DST"
     raise StoreError(f"{message}; {remedy}", kind=ErrorKind.UNSUPPORTED_LAYOUT)
