@@ -25,7 +25,7 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "fastio needs Python >= 3.11, '$(PYTHON)' is" \
-	    "$$($(PYTHON) --version 2>&1 || true); name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	    "$$($(PYTHON) --version 2>&1 | head -n 1); name another: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || \
 	  { rm -rf .venv && $(PYTHON) -m venv .venv; } || \
 	  { echo "'$(PYTHON) -m venv' failed: is the venv module installed (Debian: python3-venv)?" >&2; exit 1; }

@@ -116,8 +116,10 @@ def _lmdb_batches(dataset: Dataset, columns: Mapping[str, Column], schema: Any) 
         files = [_opened(file, stack) for file in dataset.files]
         for ids_B in _chunks(dataset.records, columns):
             pairs = zip(columns.values(), schema, strict=True)
-            arrays = [pa.array(_values(column, ids_B, files), field.type) for column, field in pairs]
-            yield pa.record_batch(arrays, schema=schema)
+            with reading(dataset.path):
+                arrays = [pa.array(_values(column, ids_B, files), field.type) for column, field in pairs]
+                batch = pa.record_batch(arrays, schema=schema)
+            yield batch
 
 
 def _chunks(records: int, columns: Mapping[str, Column]) -> Iterator[Int64Array]:

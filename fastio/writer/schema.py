@@ -71,8 +71,11 @@ def value_bytes(value: Any) -> int:
     return 8 * len(value) if isinstance(value, Sequence) else 8
 
 
-def rows_to_batch(columns: Mapping[str, Sequence[Any]], schema: Any) -> Any:
+def rows_to_batch(columns: Mapping[str, Any], schema: Any, *, first_record: int = 0) -> Any:
     """One ``pyarrow.RecordBatch`` of ``schema`` from a sequence of values per field.
+
+    Args:
+        first_record: the number of the first of these records, for messages.
 
     Raises:
         RequestError: fields are missing or unknown, lengths differ, or a value does not fit its type.
@@ -80,31 +83,31 @@ def rows_to_batch(columns: Mapping[str, Sequence[Any]], schema: Any) -> Any:
     import pyarrow as pa
 
     _same_names(list(columns), schema.names)
-    arrays = [_column(columns[field.name], field) for field in schema]
+    arrays = [_column(columns[field.name], field, first_record) for field in schema]
     lengths = {field.name: len(array) for field, array in zip(schema, arrays, strict=True)}
     if len(set(lengths.values())) > 1:
         raise RequestError(f"every field must have as many values, got {lengths}")
     return pa.record_batch(arrays, schema=schema)
 
 
-def as_record_batches(data: Any, schema: Any) -> list[Any]:
+def as_record_batches(data: Any, schema: Any, *, first_record: int = 0) -> list[Any]:
     """``data`` (RecordBatch, Table, or dict of arrays) as record batches of exactly ``schema``."""
     import pyarrow as pa
 
     if isinstance(data, Mapping):
-        return [rows_to_batch(data, schema)]
+        return [rows_to_batch(data, schema, first_record=first_record)]
     if not isinstance(data, pa.RecordBatch | pa.Table):
         raise RequestError(f"append_batch takes a RecordBatch, a Table or a dict of arrays, got {type(data).__name__}")
     table = pa.Table.from_batches([data]) if isinstance(data, pa.RecordBatch) else data
     _same_names(table.column_names, schema.names)
     try:
         table = table.select(schema.names).cast(schema)
-    except (pa.ArrowNotImplementedError, TypeError, ValueError) as error:  # ArrowInvalid is a ValueError
+    except _MISFITS as error:
         message = f"the batch does not fit the schema of the dataset: {error}"
         raise RequestError(message, kind=ErrorKind.SCHEMA_MISMATCH) from error
     for field in schema:
         if not field.nullable and table.column(field.name).null_count:
-            raise _null(field.name)
+            raise RequestError(f"field {field.name!r} is declared without nulls, got one")
     return list(table.to_batches())
 
 
@@ -116,24 +119,42 @@ def _same_names(found: list[str], wanted: list[str]) -> None:
         raise RequestError(message, kind=ErrorKind.UNKNOWN_FIELD)
 
 
-def _column(values: Any, field: Any) -> Any:
+def _column(values: Any, field: Any, first_record: int) -> Any:
     import pyarrow as pa
 
     try:
-        array = _fixed_shape(values, field.type)
-        if array is None:
-            array = pa.array(values, type=field.type, from_pandas=False)
-    except (pa.ArrowNotImplementedError, TypeError, ValueError, OverflowError) as error:  # ArrowInvalid is a ValueError
-        raise RequestError(f"field {field.name!r}: a value does not fit {field.type}: {error}") from error
+        array = _converted(values, field.type)
+    except _MISFITS as error:
+        number, reason = _misfit(values, field.type) or (0, error)
+        message = f"record {first_record + number}, field {field.name!r}: a value does not fit {field.type}: {reason}"
+        raise RequestError(message) from error
     if isinstance(array, pa.ChunkedArray):
         raise RequestError(f"field {field.name!r}: over 2 GiB in one batch; use large_{field.type} or smaller batches")
     if not field.nullable and array.null_count:
-        raise _null(field.name)
+        number = array.is_null().index(True).as_py()
+        raise RequestError(f"record {first_record + number}: field {field.name!r} is declared without nulls, got one")
     return array
 
 
-def _null(name: str) -> RequestError:
-    return RequestError(f"field {name!r} is declared without nulls, got one")
+# What pyarrow and NumPy raise for a value of another type; pyarrow's own errors derive from these.
+_MISFITS = (TypeError, ValueError, OverflowError, NotImplementedError)
+
+
+def _misfit(values: Any, kind: Any) -> tuple[int, Exception] | None:
+    """The first value that does not fit, and why: looked for only when it is known that there is one."""
+    for number, value in enumerate(values):
+        try:
+            _converted([value], kind)
+        except _MISFITS as error:
+            return number, error
+    return None
+
+
+def _converted(values: Any, kind: Any) -> Any:
+    import pyarrow as pa
+
+    array = _fixed_shape(values, kind)
+    return pa.array(values, type=kind, from_pandas=False) if array is None else array
 
 
 def _fixed_shape(values: Any, kind: Any) -> Any:

@@ -140,7 +140,7 @@ class Writer:
         """Adds many records: a ``pyarrow`` RecordBatch or Table, or a dict of one array per field."""
         self._writable()
         self._take_rows()
-        for batch in as_record_batches(data, self.schema):
+        for batch in as_record_batches(data, self.schema, first_record=self._records):
             self._records += batch.num_rows
             self._queue(batch)
 
@@ -152,7 +152,8 @@ class Writer:
         if not self._rows[self.schema.names[0]]:
             return
         rows, self._rows, self._rows_bytes = self._rows, {name: [] for name in self._rows}, 0
-        self._queue(rows_to_batch(rows, self.schema))
+        first = self._records - len(rows[self.schema.names[0]])
+        self._queue(rows_to_batch(rows, self.schema, first_record=first))
 
     def _queue(self, batch: Any) -> None:
         """Joins small batches, cuts large ones: what is written has about ``batch_bytes``, or is a single record."""

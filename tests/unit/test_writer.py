@@ -222,6 +222,17 @@ def test_a_record_that_does_not_fit(tmp_path: Path, record: dict[str, Any], word
     assert nothing_left(tmp_path)
 
 
+def test_a_record_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    def write() -> None:
+        with Writer(tmp_path / "d", {"x": "int8"}) as writer:
+            writer.append_batch({"x": [1, 2]})
+            for x in (3, 300, 4):
+                writer.append({"x": x})
+
+    with pytest.raises(RequestError, match=r"record 3, field 'x': a value does not fit int8: .*300"):
+        write()
+
+
 def test_a_batch_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="does not fit the schema"), Writer(tmp_path / "d", {"x": "int8"}) as writer:
         writer.append_batch(pa.table({"x": [1_000]}))
