@@ -208,6 +208,17 @@ def test_lmdb_to_arrow_and_back(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "d") == rows_of(tmp_path / "b")
 
 
+def test_pairs_in_lmdb_shuffle_and_come_back_as_pairs(tmp_path: Path) -> None:
+    with Writer(tmp_path / "a", {"image": bytes, "label": str}, format="lmdb") as writer:
+        for i in range(30):
+            writer.append({"image": bytes([i]) * 3_000, "label": f"word {i}"})
+    pack(tmp_path / "a", tmp_path / "b", PackOptions(format="lmdb", shuffle_seed=2))
+    pack(tmp_path / "b", tmp_path / "c")
+    found = [(row["image"][0], row["label"].decode()) for row in rows_of(tmp_path / "c")]
+    assert found != sorted(found)
+    assert sorted(found) == [(i, f"word {i}") for i in range(30)]
+
+
 def test_what_exists_stays_unless_told(tmp_path: Path) -> None:
     parquet.write_table(TABLE, tmp_path / "t.parquet")
     pack(tmp_path / "t.parquet", tmp_path / "d")
