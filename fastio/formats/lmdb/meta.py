@@ -157,7 +157,7 @@ def read_snapshots(file: LmdbFile) -> list[Snapshot]:
     if not usable:
         raise corrupt(file.path, 0, f"{found[0]}, and page 1: {found[1]}")
     damaged = next((page for page, one in enumerate(found) if isinstance(one, str)), None)
-    return [replace(one, damaged_meta=damaged) for one in usable]
+    return usable if damaged is None else [replace(one, damaged_meta=damaged) for one in usable]
 
 
 def corrupt(path: Path, page: int, what: str) -> StoreError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -100,9 +101,11 @@ def read_blocks(file: LmdbFile, snapshot: Snapshot, page_N: Int64Array) -> Itera
     asked for ahead. The page numbers must have been checked.
     """
     step = max(1, _BLOCK_BYTES // snapshot.page_bytes)
-    _advise(file, snapshot, np.sort(page_N[:step]))
+    if len(page_N) > 1:
+        _advise(file, snapshot, np.sort(page_N[:step]))
     for first in range(0, len(page_N), step):
-        _advise(file, snapshot, np.sort(page_N[first + step : first + 2 * step]))
+        if first + step < len(page_N):
+            _advise(file, snapshot, np.sort(page_N[first + step : first + 2 * step]))
         yield _read_block(file, snapshot, page_N[first : first + step])
 
 
@@ -153,9 +156,10 @@ def _refuse(file: LmdbFile, block: PageBlock, bad_P: npt.NDArray[np.bool_], what
 
 def _runs(page_P: Int64Array) -> Iterator[tuple[int, int]]:
     """The stretches of adjacent pages in a sorted array, as (index of the first, how many)."""
-    first_R = np.flatnonzero(np.diff(page_P, prepend=-2) != 1)
-    count_R = np.diff(first_R, append=len(page_P))
-    return zip(first_R.tolist(), count_R.tolist(), strict=True)
+    if not len(page_P):
+        return iter(())
+    edges = [0, *((np.flatnonzero(page_P[1:] - page_P[:-1] != 1) + 1).tolist()), len(page_P)]
+    return ((begin, end - begin) for begin, end in pairwise(edges))
 
 
 def _advise(file: LmdbFile, snapshot: Snapshot, page_P: Int64Array) -> None:
