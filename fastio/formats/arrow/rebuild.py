@@ -6,6 +6,7 @@ first time it is made: a corrupt file must not reach its kernels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from fastio.errors import ErrorKind, StoreError
 from fastio.extents import Int64Array
 from fastio.formats.arrow.index import ArrowIndex
-from fastio.formats.arrow.messages import parse_message, parse_prefix
+from fastio.formats.arrow.messages import parse_message
 from fastio.formats.arrow.types import Footprint, children, footprint, own_buffers
 from fastio.formats.cache import MappedFiles
 
@@ -44,15 +45,16 @@ class ArrayBuilder:
         files: where the file is mapped.
         number: its number there.
         index: its index.
+        dictionary_of_node: the id of the dictionary that a node's values are in, by the schema.
     """
 
-    def __init__(self, files: MappedFiles, number: int, index: ArrowIndex) -> None:
+    def __init__(
+        self, files: MappedFiles, number: int, index: ArrowIndex, dictionary_of_node: Mapping[int, int]
+    ) -> None:
         self._files = files
         self._number = number
         self._index = index
-        prefix = parse_prefix(index.schema)
-        assert prefix is not None
-        self._dictionary_of_node = parse_message(index.schema[prefix[0] :]).dictionary_ids()
+        self._dictionary_of_node = dictionary_of_node
         self._valid: set[tuple[Footprint, int]] = set()
 
     def column(self, storage: Any, place: Footprint, batch: int) -> Any:

@@ -7,12 +7,13 @@ alone, so that thousands of shards with one schema share it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from fastio.errors import ErrorKind, StoreError
+from fastio.formats.arrow.messages import parse_message, parse_prefix
 from fastio.formats.arrow.types import Delivery, Footprint, children, delivery, footprint, own_buffers, plain_type
 from fastio.spec import FieldSpec
 
@@ -57,12 +58,19 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class SchemaPlan:
-    """The fields of a schema, what a whole record batch of it has, and the delivered schema, serialised."""
+    """What follows from a schema.
+
+    Attributes:
+        leaves: its fields, flattened.
+        total: what a whole record batch has.
+        arrow_schema: the delivered schema, serialised.
+        dictionary_of_node: the id of the dictionary that a node's values are in, where they are in one.
+    """
 
     leaves: tuple[Leaf, ...]
     total: Footprint
     arrow_schema: bytes
-    version: int
+    dictionary_of_node: Mapping[int, int]
 
 
 @lru_cache(maxsize=64)
@@ -90,7 +98,10 @@ def plan_schema(message: bytes, version: int) -> SchemaPlan:
         at += footprint(plain_type(field.type), version)
     _check_names([leaf.name for leaf in leaves])
     delivered = pa.schema([leaf.arrow_field.with_name(leaf.name) for leaf in leaves], metadata=schema.metadata)
-    return SchemaPlan(tuple(leaves), at, delivered.serialize().to_pybytes(), version)
+    prefix = parse_prefix(message)
+    assert prefix is not None
+    dictionaries = parse_message(message[prefix[0] :]).dictionary_ids()
+    return SchemaPlan(tuple(leaves), at, delivered.serialize().to_pybytes(), dictionaries)
 
 
 def _leaves(field: Any, name: str, at: Footprint, above: tuple[Footprint, ...], version: int) -> Iterator[Leaf]:

@@ -23,8 +23,9 @@ __all__ = ["ArrowShard", "is_arrow", "is_arrow_head", "open_arrow_shard"]
 
 _HEAD_BYTES = 4096
 _MAX_SCHEMA_BYTES = 16 << 20
-# The footer of a file with fewer batches is read as fast as a sidecar would be; below, none is written.
-_SIDECAR_FROM_BATCHES = 16
+# With fewer record batches the headers themselves are read as fast as a sidecar (those of a file, found by its footer,
+# may be read in any order), and storing one costs an fsync.
+_SIDECAR_FROM_BATCHES = {"file": 16, "stream": 5}
 
 
 def is_arrow_head(head: bytes) -> bool:
@@ -126,7 +127,7 @@ def _shard(ref: FileRef, index: ArrowIndex, state: str, files: MappedFiles) -> A
     number = files.add(ref)
     buffers = BatchBuffers.of(str(ref.path), index, plan, number)
     leaves = {leaf.name: leaf for leaf in plan.leaves}
-    maker = _ColumnMaker(leaves, buffers, files, ArrayBuilder(files, number, index))
+    maker = _ColumnMaker(leaves, buffers, files, ArrayBuilder(files, number, index, plan.dictionary_of_node))
     batches = len(index.rows_R)
     layout = f"Arrow IPC {index.form}, {batches} record batch{'' if batches == 1 else 'es'}"
     columns = maker.columns()
@@ -142,7 +143,7 @@ def _index(fd: int, ref: FileRef, options: IndexOptions) -> tuple[ArrowIndex, st
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
     _refuse_foreign(fd, ref)
     index = scan(fd, ref.path, ref.size_bytes, options.progress)
-    if index.form == "file" and len(index.rows_R) < _SIDECAR_FROM_BATCHES:
+    if len(index.rows_R) < _SIDECAR_FROM_BATCHES[index.form]:
         return index, "none"
     if not store_index(place, ref, index):
         return index, "memory"

@@ -91,13 +91,11 @@ class OffsetsExtents:
         run_B = self.where.run_of(ids_B)
         map_B = self.where.map_R[run_B]
         start_B = ids_B - self.where.start_R1[run_B]
-        stop_B = start_B + 1
+        stop_B = None
         for offsets_R, entries_R in zip(self.offsets_LR, self.entries_LR, strict=True):
-            offsets_B = offsets_R[run_B]
-            at_2B = np.concatenate([offsets_B + start_B * self.offset_bytes, offsets_B + stop_B * self.offset_bytes])
-            found = self.files.gather(np.concatenate([map_B, map_B]), at_2B, self.offset_bytes)
-            start_B, stop_B = np.split(found.view(f"<i{self.offset_bytes}").astype(np.int64).reshape(-1), 2)
+            start_B, stop_B = self._step(map_B, offsets_R[run_B], start_B, stop_B)
             self._check(ids_B, run_B, (start_B < 0) | (start_B > stop_B) | (stop_B > entries_R[run_B]), start_B, stop_B)
+        assert stop_B is not None
         length_B = (stop_B - start_B) * self.item_bytes
         if self.width is not None:
             self._check(ids_B, run_B, length_B != self.width, start_B, stop_B)
@@ -105,6 +103,19 @@ class OffsetsExtents:
 
     def shifted(self, files: int) -> OffsetsExtents:
         return replace(self, where=self.where.shifted(files))
+
+    def _step(
+        self, map_B: Int64Array, offsets_B: Int64Array, start_B: Int64Array, stop_B: Int64Array | None
+    ) -> tuple[Int64Array, Int64Array]:
+        """The offsets numbered ``start`` and ``stop`` (None: the next one) of the lists that begin at ``offsets``."""
+        size, kind = self.offset_bytes, f"<i{self.offset_bytes}"
+        at_B = offsets_B + start_B * size
+        if stop_B is None:
+            both_B2 = self.files.gather(map_B, at_B, 2 * size).view(kind).astype(np.int64)
+            return both_B2[:, 0], both_B2[:, 1]
+        starts = self.files.gather(map_B, at_B, size).view(kind)
+        stops = self.files.gather(map_B, offsets_B + stop_B * size, size).view(kind)
+        return starts[:, 0].astype(np.int64), stops[:, 0].astype(np.int64)
 
     def _check(
         self,
