@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
@@ -46,6 +46,10 @@ _MOST_FRAMES_WAITING = 64
 # A peer that is told to go has this long to take the last frames and close. Closing at once, with bytes of the peer
 # unread, would reset the connection and destroy the very error message that says why.
 _LINGER_S = 3.0
+
+# Handing frames to a thread and back costs two waits for the GIL, up to a millisecond beside threads that compute, so
+# small batches go together. An answer to the peer waits behind at most this much.
+_BUNDLE_BYTES = 4 << 20
 
 
 class Connection:
@@ -193,42 +197,59 @@ class Connection:
                 elif self._hanging_up:
                     self._line.finish()
                     return
-                elif not await self._send_batch():
+                elif not await self._send_batches():
                     with self._timed():
                         await self._wake.wait()
             except OSError as error:
                 self.cut(error.strerror or str(error))
 
-    async def _send_batch(self) -> bool:
-        """Sends the next batch if there is one and leave for it; False when there is nothing to do."""
+    async def _send_batches(self) -> bool:
+        """Sends what is ready and has leave to go; False when there is nothing to do."""
         stream = self._stream
         if stream is None or self._session.phase is not Phase.STREAMING:
             return False
+        ready: list[ReadyBatch] = []
         try:
-            batch = stream.take() if self._end.credits > 0 else None
-        except Exception as error:
-            self.handle(ReaderFailed(self._as_fastio(error)))
-            return True
-        if batch is not None:
-            await self._send_ready(batch)
+            error = self._take(stream, ready)
+            if ready:
+                await self._send(ready)
+                return True
+        finally:
+            for batch in ready:
+                batch.release()
+        if error is not None:
+            self.handle(ReaderFailed(error))
         elif stream.finished:
             self.handle(ReaderFinished())
         else:
             return False
         return True
 
-    async def _send_ready(self, batch: ReadyBatch) -> None:
+    def _take(self, stream: ReadStream, ready: list[ReadyBatch]) -> FastioError | None:
+        """Adds batches to ``ready``, as many as are worth one hand-over to a sender thread. An error stays: who takes
+        again once those before it are sent gets it again."""
         try:
-            head = self._end.send_batch(batch.descriptor, batch.payload_bytes)
-            await self._line.send_batch(head, batch.buffers)
+            credits, ready_bytes = self._end.credits, 0
+            while credits > len(ready) and ready_bytes < _BUNDLE_BYTES:
+                batch = stream.take()
+                if batch is None:
+                    break
+                ready.append(batch)
+                ready_bytes += batch.payload_bytes
+        except Exception as error:
+            return self._as_fastio(error)
+        return None
+
+    async def _send(self, ready: Sequence[ReadyBatch]) -> None:
+        frames = [(self._end.send_batch(batch.descriptor, batch.payload_bytes), batch.buffers) for batch in ready]
+        try:
+            await self._line.send_batches(frames)
         except FastioError as error:
             # Inside a frame nothing can be said but bytes of it. The client asks again; what was in memory when this
             # batch was planned and can't be read now is then read first, and its error is told.
             self._log.error("batch failed while it was sent", error=str(error))
             self.cut("a batch could not be completed")
-        finally:
-            batch.release()
-        self._counters.batches += 1
+        self._counters.batches += len(ready)
         self._counters.sent_bytes, self._counters.socket_s = self._line.sent_bytes, self._line.socket_s
 
     def _close_stream(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from concurrent.futures import Executor
 from contextlib import suppress
 
-from fastio_server.sending import PATIENCE_S, Outgoing, send_some
+from fastio_server.sending import PATIENCE_S, Frame, Outgoing, send_some
 
 __all__ = ["Line"]
 
@@ -31,7 +31,7 @@ class Line:
         self._senders = senders
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[bytes] = deque()
-        self._sending = Outgoing(b"")
+        self._sending = Outgoing(())
         self._sent_bytes = 0
         self._batch_bytes = 0
         self._flushed = asyncio.Event()
@@ -80,25 +80,21 @@ class Line:
         frames = b"".join(self._waiting)
         self._waiting.clear()
         self._flushed.set()
-        await self._transmit(Outgoing(frames), None)
+        await self._transmit(Outgoing([(frames, ())]), None)
 
-    async def send_batch(self, head: bytes, buffers: Iterable[memoryview]) -> None:
-        """Sends a frame of any length. On return, also by an error or a cut, nobody reads its buffers any more.
-
-        Args:
-            head: the first bytes of the frame.
-            buffers: the rest, gone through once, in a sender thread.
+    async def send_batches(self, frames: Iterable[Frame]) -> None:
+        """Sends frames of any length. On return, also by an error or a cut, nobody reads their buffers any more.
 
         Raises:
             OSError: the connection broke.
             FastioError: a buffer could not be had.
         """
-        self._sending = outgoing = Outgoing(head, buffers)
+        self._sending = outgoing = Outgoing(frames)
         try:
             await self._transmit(outgoing, self._senders)
         finally:
             self._batch_bytes += outgoing.sent_bytes
-            self._sending = Outgoing(b"")
+            self._sending = Outgoing(())
 
     def finish(self) -> None:
         """Says that nothing more will be sent: the peer sees the end after the last frame."""

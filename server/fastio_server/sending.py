@@ -11,39 +11,47 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-__all__ = ["PATIENCE_S", "Outgoing", "send_some"]
+__all__ = ["PATIENCE_S", "Frame", "Outgoing", "send_some"]
 
 # How long one call may spend waiting for room in the socket, in all. A peer on loopback or a data-centre network makes
 # room within a millisecond, again and again; returning to the loop each time would cost a quarter of the throughput.
 PATIENCE_S = 0.2
 
 
+Frame = tuple[bytes, Iterable[bytes | memoryview]]
+
+
 class Outgoing:
-    """A frame on its way. One thread at a time uses it; ``sent_bytes`` may be read by others at any time.
+    """Frames on their way. One thread at a time uses it; ``sent_bytes`` may be read by others at any time.
 
     Args:
-        head: goes out together with the first buffer, so that a frame does not begin with a tiny packet.
-        buffers: gone through once; each is used only until the next is asked for. Asking may block and raise, so a
-            frame that has any is for sender threads.
+        frames: each is a head, which goes out together with the first buffer so that no frame begins with a tiny
+            packet, and buffers, gone through once. A buffer is used only until the next is asked for. Asking may block
+            and raise, so frames that have any are for sender threads.
     """
 
-    __slots__ = ("_at_head", "_buffers", "_views", "sent_bytes")
+    __slots__ = ("_buffers", "_frames", "_views", "sent_bytes")
 
-    def __init__(self, head: bytes, buffers: Iterable[bytes | memoryview] = ()) -> None:
-        self._views = [memoryview(head)] if head else []
-        self._buffers = iter(buffers)
-        self._at_head = True
+    def __init__(self, frames: Iterable[Frame]) -> None:
+        self._frames = iter(frames)
+        self._buffers: Iterator[bytes | memoryview] = iter(())
+        self._views: list[memoryview] = []
         self.sent_bytes = 0
 
     def window(self) -> list[memoryview]:
         """What to offer to the socket next; empty when all was sent."""
-        if self._at_head or not self._views:
-            self._at_head = False
-            view = next((view for view in map(_as_bytes, self._buffers) if len(view)), None)
-            if view is not None:
-                self._views.append(view)
+        while not self._views:
+            self._pull()
+            if not self._views:
+                frame = next(self._frames, None)
+                if frame is None:
+                    break
+                head, buffers = frame
+                self._views = [memoryview(head)] if head else []
+                self._buffers = iter(buffers)
+                self._pull()
         return self._views
 
     def advance(self, sent_bytes: int) -> None:
@@ -57,6 +65,12 @@ class Outgoing:
     def __repr__(self) -> str:
         return f"Outgoing({self.sent_bytes} bytes sent)"
 
+    def _pull(self) -> None:
+        """Adds the next buffer of this frame that holds anything."""
+        view = next((view for view in map(_as_bytes, self._buffers) if len(view)), None)
+        if view is not None:
+            self._views.append(view)
+
 
 def send_some(sock: socket.socket, outgoing: Outgoing, patience_s: float) -> bool:
     """Sends what the socket takes within ``patience_s`` seconds of waiting; True when all of ``outgoing`` is sent.
@@ -69,7 +83,7 @@ def send_some(sock: socket.socket, outgoing: Outgoing, patience_s: float) -> boo
 
     Raises:
         OSError: the connection broke.
-        FastioError: a buffer could not be had; the frame can't be completed.
+        FastioError: a buffer could not be had; its frame can't be completed.
     """
     waited_s = 0.0
     poll = None

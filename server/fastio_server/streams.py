@@ -84,4 +84,4 @@ class Streams:
         return f"Streams({len(self._windows)} open, {self._reserved_bytes} of {self._memory_bytes} bytes)"
 
     def _open(self, spec: StreamSpec, wake: Callable[[], None]) -> ReadStream:
-        return self._reader.open_stream(self._datasets[spec.dataset], spec, wake)
+        return self._reader.open_stream(self._datasets[spec.dataset], spec, wake, late_reads=True)

@@ -221,7 +221,10 @@ class FakeReader:
         self.may_open = threading.Event()
         self.may_open.set()
 
-    def open_stream(self, dataset: object, spec: StreamSpec, wake: Callable[[], None]) -> FakeStream:
+    def open_stream(
+        self, dataset: object, spec: StreamSpec, wake: Callable[[], None], *, late_reads: bool
+    ) -> FakeStream:
+        assert late_reads, "the buffers are gone through once, in a sender thread"
         assert self.may_open.wait(TIMEOUT_S)
         if self.error is not None:
             raise self.error

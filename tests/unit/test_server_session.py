@@ -248,7 +248,9 @@ class World:
     def what_happens(self, event: object) -> object | None:
         """The event, if it can happen now."""
         if event == "reader opens":
-            self.opening, self.open, happens = False, self.open or self.opening, self.opening
+            self.opening, happens = False, self.opening
+            # A connection that is closed by then closes the late reader without asking.
+            self.open = self.open or (happens and self.session.phase is not Phase.CLOSED)
             return OPENED if happens else None
         if event == "reader fails":
             self.opening, happens = False, self.opening or self.session.phase is Phase.STREAMING
