@@ -3,21 +3,24 @@
 A *sidecar* is one file: a header, named arrays one after another (each on a 64-byte boundary, the first at
 :data:`FIRST_SECTION_OFFSET`), and a JSON table of contents with the *identity* of the data it describes. It is read by
 mapping it, and replaced only as a whole: written under a temporary name, fsynced, renamed. Several processes may build
-the same sidecar at once; the last rename wins and each keeps what it mapped. A sidecar that is missing, damaged, of
-another version or of another identity is simply not there: :func:`load_sidecar` answers None and the caller builds it.
-
-The file knows nothing of formats. It holds no code and nothing that executes when it is read.
+the same sidecar at once: the first to finish stores it and the others use that one. A sidecar that is missing,
+damaged, of another version or of another identity is simply not there: :func:`load_sidecar` answers None and the
+caller builds it.
+It knows nothing of formats, and nothing in it executes when it is read.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import mmap
 import os
+import secrets
 import struct
-import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -112,8 +115,26 @@ class Sidecar:
         """The file as it was when it was read."""
         return self._ref
 
+    def pin(self) -> bool:
+        """Keeps this very file within reach of :meth:`file_ref`, by a name under /proc, also when others replace it:
+        for fields that are served from it. Takes a descriptor until :meth:`close`. False if it was replaced already.
+        """
+        if self._owned_fd >= 0:
+            return True
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        status = os.fstat(fd)
+        if (status.st_size, status.st_mtime_ns) != (self._ref.size_bytes, self._ref.mtime_ns):
+            os.close(fd)
+            return False
+        self._owned_fd = fd
+        self._ref = FileRef(Path(f"/proc/{os.getpid()}/fd/{fd}"), status.st_size, status.st_mtime_ns)
+        return True
+
     def close(self) -> None:
-        """Lets go of the file. Only matters for a sidecar that could not be stored and lives in memory."""
+        """Lets go of the file's descriptor, if it is pinned or lives in memory."""
         if self._owned_fd >= 0:
             os.close(self._owned_fd)
             self._owned_fd = -1
@@ -131,7 +152,8 @@ class SidecarWriter:
         meta: anything small to be read back; may be filled in until the commit.
 
     Attributes:
-        sidecar: after the commit, the sidecar as :func:`load_sidecar` would return it.
+        sidecar: after the commit, the sidecar as :func:`load_sidecar` would return it; another process's, if that
+            one stored the same identity first.
 
     Raises:
         StoreError: DISK_FULL if there is no room, IO if the place cannot be written.
@@ -171,18 +193,21 @@ class SidecarWriter:
 
     def _commit(self, path: Path) -> Sidecar:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
+        with _one_at_a_time(path.parent):
+            # Replacing a sidecar that is as good would pull it away from under those who have just opened it.
+            return load_sidecar(path, self._identity) or self._replace(path)
+
+    def _replace(self, path: Path) -> Sidecar:
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
         try:
-            with open(handle, "w+b") as file:
+            with temporary.open("x+b") as file:
                 self._write(file)
-                # mkstemp makes the file private; an index may be read by whoever may read a new file here.
-                os.fchmod(file.fileno(), 0o666 & ~_umask())
                 os.fsync(file.fileno())
                 os.replace(temporary, path)
                 file.seek(0)
                 return _read(file, path, _plain(self._identity)) or _unreachable()
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     def _commit_in_memory(self) -> Sidecar:
@@ -237,6 +262,18 @@ def _read(file: IO[bytes], path: Path, identity: dict[str, Any], owned_fd: int =
     return Sidecar(path, contents, buffer, FileRef(path, status.st_size, status.st_mtime_ns), owned_fd)
 
 
+@contextmanager
+def _one_at_a_time(directory: Path) -> Iterator[None]:
+    """Lets one process at a time store sidecars in a directory. Where a file system has no such locks, all may."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 def _inside(section: dict[str, Any], end: int) -> bool:
     dtype, shape = np.dtype(section["dtype"]), section["shape"]
     fits = section["offset"] >= FIRST_SECTION_OFFSET and min(shape) >= 0
@@ -257,12 +294,6 @@ def _short(name: str) -> str:
 def _cache_directory() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or ""
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fastio"
-
-
-def _umask() -> int:
-    # There is no call that only reads the umask of another thread's making; this line of /proc is the safe way.
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        return next((int(line.split()[1], 8) for line in status if line.startswith("Umask:")), 0o077)
 
 
 def _unreachable() -> Sidecar:

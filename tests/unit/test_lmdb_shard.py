@@ -73,7 +73,7 @@ def test_what_a_shard_says_about_itself(tmp_path: Path, engine: int) -> None:
     shard = opened(path)
     assert shard.path == path
     assert shard.records == len(MIXED)
-    assert [ref.path for ref in shard.files] == [path / "data.mdb", path / ".fastio" / "data.mdb.idx"]
+    assert [ref.path.resolve() for ref in shard.files] == [path / "data.mdb", path / ".fastio" / "data.mdb.idx"]
     assert shard.files[0].may_grow
     assert shard.statistics() == {"records": 700, "txn_id": 1, "protected": True}
     assert repr(shard) == f"<LmdbShard {str(path)!r}, 700 records, index built>"
@@ -393,3 +393,37 @@ def test_a_dataset_moved_with_its_index_stays_fresh(tmp_path: Path, engine: int)
     read_and_close(path)
     shutil.move(path, tmp_path / "moved")
     assert read_and_close(tmp_path / "moved")[0] == "fresh"
+
+
+def test_two_processes_may_index_at_once(tmp_path: Path, engine: int) -> None:
+    """Whoever stores the index, both go on reading keys from it."""
+    path = environments.make(tmp_path / "env", MIXED, engine=engine)
+    code = (
+        "import sys; from pathlib import Path; from fastio.formats.base import IndexOptions\n"
+        "from fastio.formats.lmdb import open_lmdb_shard\n"
+        "shard = open_lmdb_shard(Path(sys.argv[1]), IndexOptions()); print(shard.records, flush=True)\n"
+        "sys.stdin.read(); refs = shard.files\n"
+        "assert all((r.path.stat().st_size, r.path.stat().st_mtime_ns) == (r.size_bytes, r.mtime_ns) for r in refs)\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    shard = opened(path)
+    for process in running:
+        out, _ = process.communicate("", timeout=60)
+        assert (process.returncode, out) == (0, "700\n")
+    assert environments.records(shard) == sorted(MIXED.items())
+    shard.close()
+
+
+def test_an_index_replaced_after_a_commit_leaves_an_open_shard_its_own(tmp_path: Path, engine: int) -> None:
+    path = environments.make(tmp_path / "env", MIXED, engine=engine)
+    before = opened(path)
+    index = before.files[1]
+    other_process(path)
+    after = opened(path)
+    assert after.index_state == "rebuilt"
+    status = os.stat(index.path)
+    assert (status.st_size, status.st_mtime_ns) == (index.size_bytes, index.mtime_ns)
+    assert environments.records(before) == sorted(MIXED.items())
+    before.close()
+    after.close()

@@ -104,16 +104,34 @@ def test_an_exception_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x.idx"]
 
 
-def test_two_writers_at_once_both_keep_what_they_wrote(tmp_path: Path) -> None:
+def test_of_two_writers_at_once_the_second_uses_what_the_first_stored(tmp_path: Path) -> None:
     path = tmp_path / "x.idx"
     with SidecarWriter(path, IDENTITY, {"by": 1}) as one, SidecarWriter(path, IDENTITY, {"by": 2}) as two:
         one.append("a", np.full(100_000, 1))
         two.append("a", np.full(100_000, 2))
-    assert one.sidecar.array("a")[-1] == 1
-    assert two.sidecar.array("a")[-1] == 2
-    last = load_sidecar(path, IDENTITY)
-    assert last is not None
-    assert last.array("a")[0] == last.meta["by"]
+    assert (one.sidecar.meta, two.sidecar.meta) == ({"by": 2}, {"by": 2})
+    assert one.sidecar.array("a")[-1] == 2
+    assert one.sidecar.file_ref() == two.sidecar.file_ref()
+    assert os.listdir(tmp_path) == ["x.idx"]
+
+
+def test_a_pinned_sidecar_stays_within_reach(tmp_path: Path) -> None:
+    path = tmp_path / "x.idx"
+    pinned, other = write(path, 10), load_sidecar(path, IDENTITY)
+    assert other is not None
+    assert pinned.pin()
+    assert pinned.pin()
+    with SidecarWriter(path, {"size": 8}) as writer:
+        writer.append("a", np.arange(3))
+    ref = pinned.file_ref()
+    assert ref.path.read_bytes()[FIRST_SECTION_OFFSET : FIRST_SECTION_OFFSET + 10] == bytes(range(10))
+    status = os.stat(ref.path)
+    assert (ref.size_bytes, ref.mtime_ns) == (status.st_size, status.st_mtime_ns)
+    pinned.close()
+    assert not ref.path.exists()
+    assert not other.pin()
+    path.unlink()
+    assert not other.pin()
 
 
 def test_disk_full_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,10 @@ class Index:
         """The files behind the data file that extents may lie in."""
         return () if self.sidecar is None else (self.sidecar.file_ref(),)
 
+    def pin(self) -> bool:
+        """Keeps the index within reach while others may replace it; False if that has happened."""
+        return self.sidecar is None or self.sidecar.pin()
+
     def close(self) -> None:
         if self.sidecar is not None:
             self.sidecar.close()

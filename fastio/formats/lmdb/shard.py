@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -117,17 +118,24 @@ def _open_once(path: Path, file: LmdbFile, by_directory: bool, options: IndexOpt
             hold.release()
             return None
         index, state = _proven_index(file, snapshot, hold, options)
-        if not hold.protects:
+        if not _still_valid(file, index, hold):
             hold.release()
-            now = file.as_now()
-            if (now.size_bytes, now.mtime_ns) != (file.size_bytes, file.mtime_ns):
-                index.close()
-                return None
+            index.close()
+            return None
         ref = FileRef(file.path, file.size_bytes, file.mtime_ns, may_grow=hold.protects, inode=os.fstat(file.fd).st_ino)
         return LmdbShard(path, ref, index, state, hold, _sentence(snapshot, index, hold))
     except BaseException:
         hold.release()
         raise
+
+
+def _still_valid(file: LmdbFile, index: Index, hold: Hold) -> bool:
+    """Makes the index last: pins it while the snapshot is protected, else sees that nothing has changed meanwhile."""
+    if hold.protects:
+        return index.pin()
+    hold.release()
+    now = file.as_now()
+    return (now.size_bytes, now.mtime_ns) == (file.size_bytes, file.mtime_ns)
 
 
 def _proven_index(file: LmdbFile, snapshot: Snapshot | None, hold: Hold, options: IndexOptions) -> tuple[Index, str]:
@@ -142,18 +150,29 @@ def _proven_index(file: LmdbFile, snapshot: Snapshot | None, hold: Hold, options
         wrong = check_sample(file, snapshot, index, hold)
         if wrong is None:
             return index, "fresh"
+        _discard(index)
     if snapshot is not None:
         index, state = _build(file, snapshot, hold, options, place, identity)
         wrong = check_sample(file, snapshot, index, hold)
         if wrong is None:
             return index, "rebuilt" if existed and state == "built" else state
+        _discard(index)
     if hold.transaction is not None or snapshot is None:
         # LMDB is the authority: where this parser and LMDB disagree, LMDB's own cursor is believed.
         index, state = _build(file, None, hold, options, place, identity)
         wrong = check_sample(file, snapshot, index, hold)
         if wrong is None:
             return index, state
+        _discard(index)
     raise StoreError(f"{file.path}: {wrong}; restore it from a copy", kind=ErrorKind.CORRUPT)
+
+
+def _discard(index: Index) -> None:
+    """Removes an index that did not prove right, so that nobody takes it for good."""
+    index.close()
+    if index.sidecar is not None:
+        with suppress(OSError):
+            index.sidecar.path.unlink()
 
 
 def _build(
