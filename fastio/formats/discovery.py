@@ -64,8 +64,11 @@ def find_shards(path: Path) -> Found:
     """
     if not path.exists():
         raise StoreError(f"{path} does not exist", kind=ErrorKind.MISSING)
-    if not path.is_dir():
+    if path.is_file():
         return _file(path)
+    if not path.is_dir():
+        # Opening a pipe or a device would wait for whoever is at its other end.
+        raise StoreError(f"{path} is neither a file nor a directory. {_READS}", kind=ErrorKind.NOT_A_DATASET)
     if (path / _MANIFEST).is_file():
         return _manifest(path)
     saved = huggingface_shards(path)
@@ -125,7 +128,7 @@ def _inside(path: Path, name: str) -> Path:
     shard = path / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise StoreError(f"{path / _MANIFEST} names {name!r}, outside of its directory", kind=ErrorKind.CORRUPT)
-    if not shard.exists():
+    if not shard.is_file() and not shard.is_dir():
         raise StoreError(f"{path / _MANIFEST} lists {name}, which is not there", kind=ErrorKind.MISSING)
     return shard.parent if shard.name == _LMDB_DATA else shard
 

@@ -367,3 +367,35 @@ def test_finding_opens_no_shard(tmp_path: Path) -> None:
     _write(tmp_path / "d/1.arrow", [1]).write_bytes(b"ARROW1\0\0, and nothing else")
     found = find_shards(tmp_path / "d")
     assert (found.format, found.paths) == ("arrow", (tmp_path / "d/1.arrow",))
+
+
+def test_a_pipe_is_no_dataset_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.arrow")
+    assert "neither a file nor a directory" in _refused(tmp_path / "pipe.arrow", ErrorKind.NOT_A_DATASET)
+    assert "is empty" in _refused(tmp_path, ErrorKind.EMPTY)
+
+
+def test_opening_reads_metadata_and_opening_again_only_sidecars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table({"x": [bytes(20_000)] * 80})
+    for number in range(4):
+        with pa.ipc.new_stream(tmp_path / f"{number}.arrow", table.schema) as writer:
+            writer.write_table(table, max_chunksize=10)
+    read: list[int] = []
+    pread = os.pread
+
+    def counted(fd: int, count: int, offset: int) -> bytes:
+        data = pread(fd, count, offset)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(os, "pread", counted)
+    with open_dataset(tmp_path) as dataset:
+        assert dataset.index_state == "built"
+        assert sum(read) < 0.02 * sum(ref.size_bytes for ref in dataset.files)
+    read.clear()
+    with open_dataset(tmp_path) as dataset:
+        assert dataset.index_state == "fresh"
+        assert dataset.records == 320
+        assert not read
