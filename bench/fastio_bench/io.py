@@ -150,15 +150,7 @@ def _warm(options: IoOptions, data: BenchData, daemon: Daemon, batch_size: int, 
     client_cpu = [run.client_cpu_s_per_gib for run in ours]
     results = [
         paired(f"warm.tcp.{size}", rates, limits, unit="MB/s", target=0.85),
-        Result(
-            name="client.cpu.tcp",
-            value=_median(client_cpu),
-            unit="s/GiB",
-            ratio=_median(client_cpu) / 0.30,
-            target=0.30,
-            n=len(client_cpu),
-            lower_is_better=True,
-        ),
+        _cost("client.cpu.tcp", client_cpu, unit="s/GiB", target=0.30),
         _told(f"warm.daemon.cpu.{size}", [run.daemon_cpu_s_per_gib for run in ours], "s/GiB"),
         _told(f"warm.wait.p50.{size}", [run.wait_s(50) for run in ours], "s"),
         _told(f"warm.wait.p99.{size}", [run.wait_s(99) for run in ours], "s"),
@@ -174,6 +166,12 @@ def _interleaved(rounds: int) -> list[Literal["raw", "fastio"]]:
     """A B B A A B B A ...: a drift of the machine favours neither."""
     pair: tuple[Literal["raw"], Literal["fastio"]] = ("raw", "fastio")
     return [arm for index in range(rounds) for arm in (pair if index % 2 == 0 else pair[::-1])]
+
+
+def _cost(name: str, values: list[float], *, unit: str, target: float) -> Result:
+    value = _median(values)
+    ratio = value / target
+    return Result(name=name, value=value, unit=unit, ratio=ratio, target=target, n=len(values), lower_is_better=True)
 
 
 def _told(name: str, values: list[float], unit: str) -> Result:
