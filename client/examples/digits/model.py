@@ -36,7 +36,7 @@ def train_step(net: Net, optimizer: torch.optim.Optimizer, images: torch.Tensor,
     loss = functional.cross_entropy(net(images), labels)
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 @torch.no_grad()
