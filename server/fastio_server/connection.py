@@ -210,7 +210,7 @@ class Connection:
             return False
         ready: list[ReadyBatch] = []
         try:
-            error = self._take(stream, ready)
+            error = _take(stream, self._end.credits, ready)
             if ready:
                 await self._send(ready)
                 return True
@@ -218,27 +218,12 @@ class Connection:
             for batch in ready:
                 batch.release()
         if error is not None:
-            self.handle(ReaderFailed(error))
+            self.handle(ReaderFailed(self._as_fastio(error)))
         elif stream.finished:
             self.handle(ReaderFinished())
         else:
             return False
         return True
-
-    def _take(self, stream: ReadStream, ready: list[ReadyBatch]) -> FastioError | None:
-        """Adds batches to ``ready``, as many as are worth one hand-over to a sender thread. An error stays: who takes
-        again once those before it are sent gets it again."""
-        try:
-            credits, ready_bytes = self._end.credits, 0
-            while credits > len(ready) and ready_bytes < _BUNDLE_BYTES:
-                batch = stream.take()
-                if batch is None:
-                    break
-                ready.append(batch)
-                ready_bytes += batch.payload_bytes
-        except Exception as error:
-            return self._as_fastio(error)
-        return None
 
     async def _send(self, ready: Sequence[ReadyBatch]) -> None:
         frames = [(self._end.send_batch(batch.descriptor, batch.payload_bytes), batch.buffers) for batch in ready]
@@ -267,3 +252,21 @@ class Connection:
             self._counters.reader_wait_s += time.monotonic() - began_s
         elif stream is not None:
             self._counters.credit_wait_s += time.monotonic() - began_s
+
+
+def _take(stream: ReadStream, credits: int, ready: list[ReadyBatch]) -> Exception | None:
+    """Adds batches to ``ready``, as many as are worth one hand-over to a sender thread.
+
+    An error is returned, and stays in the stream: who takes again once the batches before it are sent gets it again.
+    """
+    ready_bytes = 0
+    while credits > len(ready) and ready_bytes < _BUNDLE_BYTES:
+        try:
+            batch = stream.take()
+        except Exception as error:
+            return error
+        if batch is None:
+            break
+        ready.append(batch)
+        ready_bytes += batch.payload_bytes
+    return None
