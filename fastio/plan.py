@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from fastio.errors import StoreError
 from fastio.extents import BitTable, Extents, ExtentTable, Int32Array, Int64Array
 from fastio.layout import ALIGNMENT_BYTES, BatchLayout, FieldArrays, batch_layout, fixed_bytes
 from fastio.spec import FieldSpec
@@ -147,8 +148,16 @@ def plan_batch(
         ids_B: the records, in order.
         step, epoch: copied into the plan.
         read_bits: looks bits up (validity); the one thing that sizes can depend on.
+
+    Raises:
+        StoreError: what ``read_bits``, a table or ``take`` raised, with step and field named.
     """
-    parts = [_plan_field(source, ids_B, read_bits) for source in sources]
+    parts = []
+    for source in sources:
+        try:
+            parts.append(_plan_field(source, ids_B, read_bits))
+        except StoreError as error:
+            raise StoreError(f"step {step}, field {source.field.name!r}: {error}", kind=error.kind) from error
     ragged_bytes = tuple(part.value_bytes for part, source in zip(parts, sources, strict=True) if _ragged(source))
     layout = batch_layout([source.field for source in sources], len(ids_B), ragged_bytes)
     known: list[tuple[int, npt.NDArray[Any]]] = [(0, ids_B)]

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from fastio import pagecache
 from fastio.buffers import Ring
 from fastio.errors import ErrorKind, StoreError
-from fastio.extents import Int32Array, Int64Array
+from fastio.extents import Int32Array, Int64Array, UInt8Array
 from fastio.files import BadFileError, FileSet, OpenFile
 from fastio.plan import Reads
 
@@ -120,9 +120,10 @@ def _read_rest(file: OpenFile, offset: int, into: memoryview) -> None:
         done += got
 
 
-def _read_error(file: OpenFile, offset: int, length: int, error: OSError) -> StoreError:
-    kind = ErrorKind.TRUNCATED if error.errno == errno.ENODATA else ErrorKind.IO
-    what = f"reading bytes {offset} to {offset + length} of {file.ref.path} failed: {error.strerror}"
+def _read_error(file: OpenFile, offset: int, length: int, error: Exception) -> StoreError:
+    kind = ErrorKind.TRUNCATED if isinstance(error, OSError) and error.errno == errno.ENODATA else ErrorKind.IO
+    reason = error.strerror if isinstance(error, OSError) else error
+    what = f"reading bytes {offset} to {offset + length} of {file.ref.path} failed: {reason}"
     return StoreError(f"{what}; check the disk and the file", kind=kind)
 
 
@@ -166,17 +167,24 @@ def _start_device(file: OpenFile, offset_R: Int64Array, length_R: Int64Array) ->
         pagecache.will_need(file.fd, start, length)
 
 
+def _checked_view(reads: Reads, number: int, file: OpenFile) -> UInt8Array:
+    """The map of a file, checked again after the prefetch: who touches a page beyond a truncation dies of SIGBUS."""
+    try:
+        view = file.view()
+        file.check()
+    except (OSError, ValueError) as error:  # ValueError: the file is shorter than what is to be mapped
+        reason = error if isinstance(error, StoreError) else _gather_error(file, 0, file.ref.size_bytes, error)
+        raise FailedReadError(int((reads.file_R == number).argmax()), reason) from error
+    return view
+
+
 def _gather_fixed(reads: Reads, width: int, opened: dict[int, OpenFile], ring: Ring, base: int) -> None:
     first = int(reads.dest_R[0])
     rows = int(reads.dest_R[-1] - first) // width + 1
     out = ring.array[base + first : base + first + rows * width].view(f"V{width}")
     row_R = (reads.dest_R - first) // width
     for number, file in opened.items():
-        view = file.view()
-        try:
-            file.check()  # again, because time has passed: a page beyond a truncation kills this process when touched
-        except StoreError as error:
-            raise FailedReadError(int((reads.file_R == number).argmax()), error) from error
+        view = _checked_view(reads, number, file)
         # Every byte begins a possible record: a view of overlapping items turns any offset into an index.
         records: npt.NDArray[np.void] = np.ndarray(
             (len(view) - width + 1,), dtype=f"V{width}", buffer=view.data, strides=(1,)
@@ -189,7 +197,7 @@ def _gather_fixed(reads: Reads, width: int, opened: dict[int, OpenFile], ring: R
 
 
 def _gather_ragged(reads: Reads, opened: dict[int, OpenFile], ring: Ring, base: int) -> None:
-    views = {number: file.view() for number, file in opened.items()}
+    views = {number: _checked_view(reads, number, file) for number, file in opened.items()}
     address_R = np.empty(len(reads), dtype=np.int64)
     for number, view in views.items():
         picked_R = reads.file_R == number
@@ -209,7 +217,7 @@ def _gather_ragged(reads: Reads, opened: dict[int, OpenFile], ring: Ring, base: 
         start = _advance(vectors, start, done)
 
 
-def _gather_error(file: OpenFile, offset: int, length: int, error: OSError) -> StoreError:
+def _gather_error(file: OpenFile, offset: int, length: int, error: Exception) -> StoreError:
     """A page that can't be touched (EFAULT) is most often beyond the end of a file that was just truncated."""
     try:
         file.check()

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastio.dataset import Dataset
+from fastio.errors import StoreError
 from fastio.extents import BitTable, Int64Array
-from fastio.files import FileSet
+from fastio.files import BadFileError, FileSet
 from fastio.formats.base import Column, DecodedColumn
 from fastio.layout import FieldArrays
 from fastio.plan import FieldSource, StrategyChoice, choose_strategy
@@ -65,10 +66,14 @@ def read_bits(files: FileSet, table: BitTable, ids_B: Int64Array) -> npt.NDArray
     present_B = extents.length_B > 0
     if present_B.any():
         bit_B = table.bit(ids_B)
-        with files.borrow(np.unique(extents.file_B[present_B]).tolist()) as opened:
-            for number, file in opened.items():
-                picked = np.flatnonzero(present_B & (extents.file_B == number))
-                byte_B[picked] = file.view()[extents.offset_B[picked]] >> bit_B[picked]
+        try:
+            with files.borrow(np.unique(extents.file_B[present_B]).tolist()) as opened:
+                for number, file in opened.items():
+                    picked = np.flatnonzero(present_B & (extents.file_B == number))
+                    byte_B[picked] = file.view()[extents.offset_B[picked]] >> bit_B[picked]
+        except BadFileError as bad:
+            record = ids_B[(present_B & (extents.file_B == bad.number)).argmax()]
+            raise StoreError(f"record {record}: {bad}", kind=bad.kind) from bad
     return (byte_B & 1).astype(np.bool_)
 
 

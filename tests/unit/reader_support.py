@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from fastio import pagecache
 from fastio.dataset import Dataset
 from fastio.layout import FieldArrays, batch_layout, view_batch
 from fastio.order import EpochPlan, record_ids
@@ -69,6 +70,28 @@ def use_strategy(monkeypatch: pytest.MonkeyPatch, strategy: Strategy) -> None:
     """Has every field that extents can reach read by this strategy."""
     choice = StrategyChoice(strategy, "the test says so")
     monkeypatch.setattr(sources, "choose_strategy", lambda **_: choice)
+
+
+def needs_cachestat(path: Path) -> None:
+    """Skips where the kernel can't say what is in the page cache."""
+    with path.open("rb") as file:
+        if pagecache.resident_bytes(file.fileno()) is None:
+            pytest.skip("this kernel has no cachestat")
+
+
+def make_cold(dataset: Dataset) -> None:
+    """Drops the dataset's pages, and proves that they are gone."""
+    for ref in dataset.files:
+        needs_cachestat(ref.path)
+        pagecache.drop(ref.path)
+        assert resident(ref.path) == 0
+
+
+def resident(path: Path) -> int:
+    with path.open("rb") as file:
+        found = pagecache.resident_bytes(file.fileno())
+    assert found is not None
+    return found
 
 
 def expected_ids(dataset: Dataset, spec: StreamSpec) -> dict[int, list[int]]:
