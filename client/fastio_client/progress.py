@@ -14,11 +14,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+import numpy as np
+
 from fastio.extents import Int64Array
 from fastio.order import Digest, EpochPlan, Verdict, positions_digest, step_ids
 from fastio.spec import OrderSpec, Tail
 
 __all__ = ["Geometry", "Place", "Progress"]
+
+# Ids are added to the digest together: 23 us for a batch of 256 alone, 7 us as one of many.
+_IDS_TOGETHER = 1 << 14
+_BATCHES_TOGETHER = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +74,23 @@ class Progress:
     Attributes:
         begin: where the current iteration began, or the next one begins if none is.
         taken: steps taken in it.
-        ids: digest of the record ids taken in it, by this rank.
     """
 
     def __init__(self) -> None:
         self.begin = Place()
         self.taken = 0
-        self.ids = Digest()
+        self._ids = Digest()
+        self._waiting: list[Int64Array] = []
+        self._waiting_ids = 0
         self._phase = _Phase.READY
+
+    @property
+    def ids(self) -> Digest:
+        """The digest of the record ids taken in the iteration, by this rank."""
+        if self._waiting:
+            self._ids = self._ids.add(np.concatenate(self._waiting))
+            self._waiting, self._waiting_ids = [], 0
+        return self._ids
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is ``epoch``. A loaded place in that same epoch is kept."""
@@ -103,7 +118,10 @@ class Progress:
     def took(self, ids_B: Int64Array) -> None:
         """Notes that the consumer took a batch."""
         self.taken += 1
-        self.ids = self.ids.add(ids_B)
+        self._waiting.append(ids_B.copy())  # the batch is the consumer's, and may be changed or dropped
+        self._waiting_ids += len(ids_B)
+        if self._waiting_ids >= _IDS_TOGETHER or len(self._waiting) >= _BATCHES_TOGETHER:
+            _ = self.ids
 
     def finish(self) -> None:
         """Notes that the iteration came to its end."""
@@ -144,4 +162,5 @@ class Progress:
         return f"{self._phase.value} at step {self.begin.step + self.taken} of epoch {self.begin.epoch}"
 
     def _reset(self, place: Place) -> None:
-        self.begin, self.taken, self.ids, self._phase = place, 0, Digest(), _Phase.READY
+        self.begin, self.taken, self._phase = place, 0, _Phase.READY
+        self._ids, self._waiting, self._waiting_ids = Digest(), [], 0

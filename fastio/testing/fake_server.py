@@ -297,5 +297,4 @@ class _Served:
 
 
 def _put(room: np.ndarray[Any, Any], start: int, array: np.ndarray[Any, Any]) -> None:
-    raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-    room[start : start + len(raw)] = raw
+    room[start : start + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)

@@ -32,6 +32,8 @@ from fastio.wire.messages import CloseStream, Credit, ErrorMessage, Hello, OpenS
 from fastio_client import Batch, Loader, Ragged
 
 DATA = FakeDataset(records=100)
+# It describes the dataset, sends a few batches, and is of no use from then on.
+BROKEN_FOR_EVER = [Fault(), Fault(cut_after_bytes=2000), *[Fault(cut_after_bytes=0)] * 100]
 
 
 @pytest.fixture
@@ -305,12 +307,12 @@ def test_a_broken_connection_goes_unnoticed(cut: int) -> None:
 
 
 def test_giving_up_names_address_dataset_and_place() -> None:
-    server = FakeServer({"d": DATA}, faults=[Fault(), Fault(cut_after_bytes=2000)])
-    with Loader(server.url("d"), batch_size=10, reconnect_timeout_s=0.3) as loader:
+    server = FakeServer({"d": DATA}, faults=BROKEN_FOR_EVER)
+    with Loader(server.url("d"), batch_size=10, reconnect_timeout_s=1) as loader:
         iterator = iter(loader)
         next(iterator)
         server.close()
-        pattern = rf"gave up on {server.address}/d after 0.3 s .* at step \d+ of epoch 0 of .*no daemon answers"
+        pattern = rf"gave up on {server.address}/d after 1 s .* at step \d+ of epoch 0 of .*no daemon answers"
         for _ in range(2):
             with pytest.raises(UnavailableError, match=pattern):
                 list(iterator)
@@ -428,7 +430,7 @@ def test_close_wakes_a_receiver_that_waits() -> None:
 
 
 def test_close_during_back_off_is_immediate() -> None:
-    server = FakeServer({"d": DATA}, faults=[Fault(), Fault(cut_after_bytes=1500)])
+    server = FakeServer({"d": DATA}, faults=BROKEN_FOR_EVER)
     loader = Loader(server.url("d"), batch_size=10)
     iterator = iter(loader)
     next(iterator)
