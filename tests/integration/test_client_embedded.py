@@ -185,32 +185,34 @@ from fastio_client import Loader, embedded
 loader = Loader(sys.argv[1], batch_size=8, window_bytes=1 << 16)
 iterator = iter(loader)
 next(iterator)
-print(next(iter(embedded._daemons.values())).process.pid, flush=True)
+daemon = next(iter(embedded._daemons.values()))
+print(daemon.process.pid, daemon.lease.address.server, flush=True)
 {then}
 """
 
 
-def parent(data: Path, then: str) -> tuple[subprocess.Popen[str], psutil.Process]:
-    """A process with a loader in the middle of an epoch, and its daemon."""
+def parent(data: Path, then: str) -> tuple[subprocess.Popen[str], psutil.Process, str]:
+    """A process with a loader in the middle of an epoch, its daemon, and the name of the daemon's socket."""
     script = textwrap.dedent(PARENT).format(then=then)
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", script, str(data)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    return process, psutil.Process(int(process.stdout.readline()))
+    pid, socket_name = process.stdout.readline().split()
+    return process, psutil.Process(int(pid)), socket_name
 
 
 @pytest.mark.parametrize("how", ["kill", "exit", "interrupt"])
 def test_nothing_is_left_behind(data: Path, how: str) -> None:
-    before = abstract_sockets()
-    process, daemon = parent(data, "" if how == "exit" else "time.sleep(60)")
+    process, daemon, socket_name = parent(data, "" if how == "exit" else "time.sleep(60)")
     if how != "exit":
+        assert socket_name in abstract_sockets()
         process.send_signal(signal.SIGKILL if how == "kill" else signal.SIGINT)
     assert process.wait(20) == {"kill": -signal.SIGKILL, "exit": 0, "interrupt": -signal.SIGINT}[how]
     daemon.wait(20)
     assert process.stdout is not None
     process.stdout.close()
-    assert abstract_sockets() <= before
+    assert socket_name not in abstract_sockets()
     assert sorted(path.name for path in data.parent.iterdir() if not path.name.startswith(".")) == ["data.arrow"]
 
 
