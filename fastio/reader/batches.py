@@ -137,7 +137,10 @@ class ReadyBatch:
         self._release: Callable[[], None] | None = lambda: release(batch)
 
     def release(self) -> None:
-        """Gives the memory back; the buffers must not be used afterwards. Later calls do nothing."""
+        """Gives the memory back; the buffers must not be used afterwards. Later calls do nothing.
+
+        The room returns to the window when the batches taken before this one are released too.
+        """
         release, self._release = self._release, None
         if release is not None:
             if isinstance(self.buffers, Generator):
