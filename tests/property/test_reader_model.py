@@ -139,7 +139,7 @@ def test_batches_may_be_held_and_released_in_any_order(made: Made, data: st.Data
             next_step += 1
         else:
             batch = held.pop(data.draw(st.integers(0, len(held) - 1)))
-            received.append((batch.descriptor.step, b"".join(batch.buffers)))
+            received.append((batch.descriptor.step, b"".join(map(bytes, batch.buffers))))
             batch.release()
     stream.close()
     plain = Consumer()

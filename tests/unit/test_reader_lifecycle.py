@@ -18,6 +18,7 @@ from fastio.dataset import Dataset
 from fastio.errors import ClosedError, ErrorKind, UnavailableError
 from fastio.plan import Strategy
 from fastio.reader import Reader, ReadStream, fetch, stream
+from fastio.reader.batches import BatchPlanner
 from fastio.reader.pool import ThreadQueue
 from fastio.spec import OrderSpec, StreamSpec
 from fastio.testing.datasets import SyntheticColumn, write_dataset
@@ -139,7 +140,7 @@ def test_batches_stay_valid_after_their_stream_is_closed(tmp_path: Path) -> None
     read_all(reader, dataset, spec)  # gets a ring of its own
     for number, batch in enumerate(batches):
         (payload,) = batch.buffers
-        assert bytes(payload[-10 * KIB :]) == bytes([number]) * (10 * KIB)
+        assert bytes(payload)[-10 * KIB :] == bytes([number]) * (10 * KIB)
         batch.release()
         batch.release()
     assert reader.statistics().streams == 0
@@ -232,6 +233,19 @@ def test_opening_while_another_thread_closes(tmp_path: Path) -> None:
         assert reader.statistics().streams == 0
 
 
+def test_closing_in_the_middle_of_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = write_dataset(tmp_path, records(5, 10), [5])
+    reader = new_reader()
+
+    def close_first(*arguments: Any) -> Any:
+        reader.close()
+        return BatchPlanner(*arguments)
+
+    monkeypatch.setattr(reader_package.reader, "BatchPlanner", close_first)
+    with pytest.raises(ClosedError, match="the reader was closed"):
+        reader.open_stream(dataset, spec_of(2), lambda: None)
+
+
 def test_no_memory_for_a_window_is_said_and_leaves_the_reader_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +310,33 @@ def test_releases_from_another_thread_never_get_lost(tmp_path: Path) -> None:
         thread = threading.Thread(target=consumer.take(one).release)
         thread.start()
         thread.join(TIMEOUT_S)
+    assert one.finished
+    reader.close()
+
+
+def test_room_that_returns_while_a_full_ring_is_found_out_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The story that `_plan_again` is for, told step by step."""
+    dataset = write_dataset(tmp_path, records(2, 8), [2])
+    full, released = threading.Event(), threading.Event()
+    real = ReadStream._plan_one
+
+    def plan_one(one: ReadStream) -> bool:
+        progress = real(one)
+        if not progress and not released.is_set():
+            full.set()
+            assert released.wait(TIMEOUT_S)
+        return progress
+
+    monkeypatch.setattr(ReadStream, "_plan_one", plan_one)
+    reader, consumer = new_reader(), Consumer()
+    one = reader.open_stream(dataset, spec_of(1, window_bytes=200), consumer.woken.set)
+    batch = consumer.take(one)
+    assert full.wait(TIMEOUT_S)  # the planner has seen a full ring, and has not yet said that it is done
+    batch.release()
+    released.set()
+    consumer.take(one).release()
     assert one.finished
     reader.close()
 
