@@ -12,7 +12,7 @@ import resource
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ _BLOCK_BYTES = 2 << 20
 _RESIDENCY_VALID_S = 1.0
 _RESIDENCY_SHARE = 0.02
 
-__all__ = ["BadFileError", "FileSet", "OpenFile", "default_descriptor_limit"]
+__all__ = ["BadFileError", "FileSet", "FileSpan", "OpenFile", "default_descriptor_limit"]
 
 
 def default_descriptor_limit() -> int:
@@ -129,6 +129,48 @@ class OpenFile:
     def close(self) -> None:
         self.unmap()
         os.close(self.fd)
+
+
+@dataclass(slots=True)
+class FileSpan:
+    """Bytes of a borrowed file that stand for themselves in a payload, to be sent from the page cache.
+
+    ``bytes(span)`` reads them, for who can't ``sendfile``.
+    """
+
+    file: OpenFile
+    offset: int
+    length_bytes: int
+    explain: Callable[[StoreError], StoreError]
+
+    def __len__(self) -> int:
+        return self.length_bytes
+
+    def __bytes__(self) -> bytes:
+        into = bytearray(self.length_bytes)
+        done = 0
+        while done < self.length_bytes:
+            try:
+                got = os.preadv(self.file.fd, [memoryview(into)[done:]], self.offset + done)
+            except OSError as error:
+                raise self.failed(error) from error
+            if got == 0:
+                raise self.failed(None)
+            done += got
+        return bytes(into)
+
+    def failed(self, error: OSError | None) -> StoreError:
+        """The error of a read that failed with ``error``, or (None) found the end of the file."""
+        path = self.file.ref.path
+        if error is None:
+            end = self.offset + self.length_bytes
+            return self.explain(StoreError(f"{path} ends before byte {end}", kind=ErrorKind.TRUNCATED))
+        return self.explain(StoreError(f"reading {path} failed: {error.strerror}; check the disk"))
+
+    def skip(self, sent_bytes: int) -> None:
+        """Notes that the first bytes were sent."""
+        self.offset += sent_bytes
+        self.length_bytes -= sent_bytes
 
 
 class FileSet:

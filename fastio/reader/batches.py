@@ -11,7 +11,7 @@ from fastio.buffers import Region
 from fastio.dataset import Dataset
 from fastio.errors import ErrorKind, FastioError, RequestError, StoreError
 from fastio.extents import BitTable, Int64Array
-from fastio.files import FileSet
+from fastio.files import FileSet, FileSpan
 from fastio.order import EpochPlan, step_ids
 from fastio.plan import BatchPlan, FieldSource, Reads, plan_batch
 from fastio.reader.fetch import FailedReadError
@@ -123,13 +123,16 @@ class ReadyBatch:
     Attributes:
         descriptor: what the payload holds.
         payload_bytes: its length.
-        buffers: the payload, in order, to be gone through once. Each buffer is valid until the next is asked for, and
-            none after :meth:`release`. Asking for one may read, and so block and raise StoreError.
+        buffers: the payload, in order, to be gone through once: memory, and (with late reads) spans of files. Each is
+            valid until the next is asked for, and none after :meth:`release`. Asking for one may block, and raise
+            StoreError.
     """
 
     __slots__ = ("_release", "buffers", "descriptor", "payload_bytes")
 
-    def __init__(self, batch: Batch, buffers: Iterable[memoryview], release: Callable[[Batch], None]) -> None:
+    def __init__(
+        self, batch: Batch, buffers: Iterable[memoryview | FileSpan], release: Callable[[Batch], None]
+    ) -> None:
         plan = batch.plan
         self.descriptor = BatchDescriptor(plan.step, plan.epoch, len(plan.ids_B), plan.ragged_bytes)
         self.payload_bytes = plan.layout.payload_bytes

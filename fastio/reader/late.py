@@ -1,33 +1,31 @@
-"""Bytes that are in the page cache anyway need not pass through the ring: they are read when they are sent.
+"""Bytes that are in the page cache anyway need not pass through the ring: they are sent from where they are.
 
-Copying a resident batch into the ring and then sending it moves each byte through memory twice, because the ring is
-larger than any cache. Reading it in pieces of 256 KiB right before each piece is sent leaves the second copy to the
-core's own cache: 0.34 CPU seconds per GB instead of 0.47, and the rate of a plain send (1.45 GB/s against 1.47 raw and
-1.2 through the ring, on two busy cores). Nothing is mapped, so nothing can be pinned in memory or die of SIGBUS.
+Copying a resident batch into the ring and then sending it moves each byte through memory twice. Instead such records
+stay in their files, and the payload names them as spans that ``sendfile`` puts on the socket: 0.42 CPU seconds of the
+daemon per GiB, against 0.68 when they are read in pieces of 256 KiB right before these are sent, and 0.80 through the
+ring (records of 110 KB over loopback TCP, two busy cores). Nothing is mapped, so nothing can be pinned in memory or die
+of SIGBUS.
 
 What was resident when the batch was planned and is gone when it is sent is simply read again, by the sending thread.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from fastio import pagecache
-from fastio.errors import ErrorKind, StoreError
-from fastio.files import BadFileError, FileSet, OpenFile
+from fastio.errors import StoreError
+from fastio.files import BadFileError, FileSet, FileSpan, OpenFile
 from fastio.plan import Reads
 from fastio.reader.fetch import FailedReadError, distinct_files, first_read_of
 
-__all__ = ["SCRATCH_BYTES", "can_be_late", "chunks"]
+__all__ = ["can_be_late", "chunks"]
 
 # Makes the error of a read that failed, which names the record, out of what failed and among which reads.
 Explain = Callable[[FailedReadError, Reads], StoreError]
-
-# Fits the second-level cache of a core, and is large enough that a call per chunk costs nothing.
-SCRATCH_BYTES = 256 << 10
 
 
 def can_be_late(reads: Reads, files: FileSet) -> bool:
@@ -48,28 +46,26 @@ def can_be_late(reads: Reads, files: FileSet) -> bool:
 
 
 def chunks(
-    payload: memoryview, late: Sequence[Reads], files: FileSet, scratch: memoryview, explain: Explain
-) -> Iterator[memoryview]:
-    """The payload in order, with the ``late`` reads filled in. Each chunk is valid until the next is asked for.
+    payload: memoryview, late: Sequence[Reads], files: FileSet, explain: Explain
+) -> Iterator[memoryview | FileSpan]:
+    """The payload in order, with the ``late`` reads as spans of their files.
 
     Args:
         payload: the batch in the ring; where late reads belong it holds nothing.
         late: reads without gaps, in the order of their places.
-        files: where they are.
-        scratch: memory for one chunk.
+        files: where they are; borrowed until the iterator is past them or closed.
         explain: makes the error of a read that failed.
 
     Raises:
-        StoreError: a read failed. What was yielded before is part of a batch that can't be completed.
+        StoreError: a file is bad. What was yielded before is part of a batch that can't be completed.
     """
     done = 0
     for reads in late:
         start = int(reads.dest_R[0])
-        yield payload[done:start]
+        if done < start:
+            yield payload[done:start]
         try:
-            yield from _read_through(reads, files, scratch)
-        except FailedReadError as failed:
-            raise explain(failed, reads) from failed
+            yield from _spans(reads, files, explain)
         except BadFileError as bad:
             raise explain(FailedReadError(first_read_of(reads, bad), bad), reads) from bad
         done = int(reads.dest_R[-1] + reads.length_R[-1])
@@ -87,26 +83,11 @@ def _resident(file: OpenFile, reads: Reads, number: int) -> bool:
     return all((pagecache.resident_bytes(file.fd, offset, length) or 0) >= length for offset, length in spans)
 
 
-def _read_through(reads: Reads, files: FileSet, scratch: memoryview) -> Iterator[memoryview]:
-    filled = 0
+def _spans(reads: Reads, files: FileSet, explain: Explain) -> Iterator[FileSpan]:
+    def failed(index: int, error: StoreError) -> StoreError:
+        return explain(FailedReadError(index, error), reads)
+
     with files.borrow(distinct_files(reads.file_R)) as opened:
         rows = zip(reads.file_R.tolist(), reads.offset_R.tolist(), reads.length_R.tolist(), strict=True)
         for index, (number, offset, length) in enumerate(rows):
-            file = opened[number]
-            end = offset + length
-            while offset < end:
-                try:
-                    got = os.preadv(file.fd, [scratch[filled : filled + end - offset]], offset)
-                except OSError as error:
-                    failed = StoreError(f"reading {file.ref.path} failed: {error.strerror}; check the disk")
-                    raise FailedReadError(index, failed) from error
-                if got == 0:
-                    ends = StoreError(f"{file.ref.path} ends before byte {end}", kind=ErrorKind.TRUNCATED)
-                    raise FailedReadError(index, ends)
-                offset += got
-                filled += got
-                if filled == len(scratch):
-                    yield scratch
-                    filled = 0
-    if filled:
-        yield scratch[:filled]
+            yield FileSpan(opened[number], offset, length, partial(failed, index))

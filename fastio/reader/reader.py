@@ -60,8 +60,8 @@ class Reader:
             spec: what to read; ``spec.dataset`` is not looked at.
             wake: called from threads of the reader whenever a batch became ready or the stream failed; must return
                 at once and must not call the stream.
-            late_reads: large records that are in the page cache may be read only when a batch's buffers are gone
-                through. For consumers that send them one after another, and have one batch at a time in hand.
+            late_reads: large records that are in the page cache may stay there: a batch's buffers then name them as
+                :class:`~fastio.files.FileSpan`. For consumers that can send those.
 
         Raises:
             ClosedError: the reader was closed, or belongs to the process that this one was forked from.

@@ -25,11 +25,11 @@ import numpy as np
 
 from fastio.buffers import Ring, RingPool
 from fastio.errors import ClosedError, ErrorKind, FastioError, StoreError
-from fastio.files import FileSet
+from fastio.files import FileSet, FileSpan
 from fastio.plan import BatchPlan, Reads
 from fastio.reader.batches import Batch, BatchPlanner, ReadyBatch
 from fastio.reader.fetch import FailedReadError, fetch
-from fastio.reader.late import SCRATCH_BYTES, chunks
+from fastio.reader.late import chunks
 from fastio.reader.pieces import divide, write_known
 from fastio.reader.pool import ThreadQueue
 from fastio.reader.statistics import StreamStatistics
@@ -71,7 +71,6 @@ class ReadStream:
         self._planner = planner
         self._parts = parts
         self._late_reads = late_reads
-        self._scratch = memoryview(bytearray(SCRATCH_BYTES if late_reads else 0))
         self._wake = wake
         self._on_retired = on_retired
         self._lock = threading.Lock()
@@ -150,13 +149,13 @@ class ReadStream:
                 ready_batches=sum(not batch.pending for batch in self._batches),
             )
 
-    def _buffers(self, batch: Batch, ring: Ring) -> Iterable[memoryview]:
+    def _buffers(self, batch: Batch, ring: Ring) -> Iterable[memoryview | FileSpan]:
         start = batch.region.start
         payload = ring.memory[start : start + batch.plan.layout.payload_bytes]
         if not batch.late:
             return (payload,)
         explain = partial(self._planner.explain, batch.plan)
-        return chunks(payload, batch.late, self._parts.files, self._scratch, explain)
+        return chunks(payload, batch.late, self._parts.files, explain)
 
     def _release(self, batch: Batch) -> None:
         with self._lock:

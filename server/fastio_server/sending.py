@@ -1,6 +1,6 @@
-"""Sends frames from threads: bulk bytes leave through ``sendmsg`` without the GIL and without the event loop.
+"""Sends frames from threads: bulk bytes leave through ``sendmsg`` and ``sendfile``, without the GIL or the event loop.
 
-A frame is larger than a socket's buffer, and part of it may have to be read from a file right before it is sent. Here a
+A frame is larger than a socket's buffer, and part of it may lie in files, to be sent from the page cache. Here a
 thread sends what the socket takes and waits for room, but only for so long: a peer that reads slowly or not at all must
 not keep one of a few threads. The unfinished frame then goes back to the event loop, which waits for the socket at no
 cost and hands the frame to a thread again.
@@ -8,10 +8,14 @@ cost and hands the frame to a thread again.
 
 from __future__ import annotations
 
+import errno
+import os
 import select
 import socket
 import time
 from collections.abc import Iterable, Iterator
+
+from fastio.files import FileSpan
 
 __all__ = ["PATIENCE_S", "Frame", "Outgoing", "send_some"]
 
@@ -19,8 +23,13 @@ __all__ = ["PATIENCE_S", "Frame", "Outgoing", "send_some"]
 # room within a millisecond, again and again; returning to the loop each time would cost a quarter of the throughput.
 PATIENCE_S = 0.2
 
+# What sendfile says where the file system can't feed a socket: its bytes are read and sent instead.
+_NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+# What it says of the file; everything else is the socket's.
+_FILE_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENODATA})
 
-Frame = tuple[bytes, Iterable[bytes | memoryview]]
+Buffer = bytes | memoryview | FileSpan
+Frame = tuple[bytes, Iterable[Buffer]]
 
 
 class Outgoing:
@@ -36,12 +45,12 @@ class Outgoing:
 
     def __init__(self, frames: Iterable[Frame]) -> None:
         self._frames = iter(frames)
-        self._buffers: Iterator[bytes | memoryview] = iter(())
-        self._views: list[memoryview] = []
+        self._buffers: Iterator[Buffer] = iter(())
+        self._views: list[memoryview | FileSpan] = []
         self.sent_bytes = 0
 
-    def window(self) -> list[memoryview]:
-        """What to offer to the socket next; empty when all was sent."""
+    def window(self) -> list[memoryview | FileSpan]:
+        """What to offer to the socket next, at most one head and one buffer; empty when all was sent."""
         while not self._views:
             self._pull()
             if not self._views:
@@ -60,7 +69,11 @@ class Outgoing:
         while self._views and sent_bytes >= len(self._views[0]):
             sent_bytes -= len(self._views.pop(0))
         if sent_bytes:
-            self._views[0] = self._views[0][sent_bytes:]
+            first = self._views[0]
+            if isinstance(first, FileSpan):
+                first.skip(sent_bytes)
+            else:
+                self._views[0] = first[sent_bytes:]
 
     def __repr__(self) -> str:
         return f"Outgoing({self.sent_bytes} bytes sent)"
@@ -89,7 +102,7 @@ def send_some(sock: socket.socket, outgoing: Outgoing, patience_s: float) -> boo
     poll = None
     while window := outgoing.window():
         try:
-            sent = sock.sendmsg(window, (), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+            sent = _offer(sock, window)
         except BlockingIOError:
             if waited_s >= patience_s:
                 return False
@@ -104,6 +117,32 @@ def send_some(sock: socket.socket, outgoing: Outgoing, patience_s: float) -> boo
     return True
 
 
-def _as_bytes(buffer: bytes | memoryview) -> memoryview:
+def _offer(sock: socket.socket, window: list[memoryview | FileSpan]) -> int:
+    """One call's worth: memory up to the first span, or the span; how many bytes the socket took."""
+    first = window[0]
+    if isinstance(first, FileSpan):
+        return _send_span(sock, first)
+    views = [view for view in window if isinstance(view, memoryview)]
+    more = 0 if len(views) == len(window) else socket.MSG_MORE
+    return sock.sendmsg(views, (), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT | more)
+
+
+def _send_span(sock: socket.socket, span: FileSpan) -> int:
+    try:
+        sent = os.sendfile(sock.fileno(), span.file.fd, span.offset, len(span))
+    except OSError as error:
+        if error.errno in _NO_SENDFILE:
+            return sock.send(bytes(span), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        if error.errno in _FILE_ERRORS:
+            raise span.failed(error) from error
+        raise
+    if sent == 0:
+        raise span.failed(None)
+    return sent
+
+
+def _as_bytes(buffer: Buffer) -> memoryview | FileSpan:
+    if isinstance(buffer, FileSpan):
+        return buffer
     view = memoryview(buffer)
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")
