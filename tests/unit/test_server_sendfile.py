@@ -114,6 +114,6 @@ def test_a_broken_connection_is_the_connections_error(
 ) -> None:
     near, far = pair
     far.close()
+    frames: list[Frame] = [(b"", [span(file, 0, SIZE)]) for _ in range(100)]
     with pytest.raises((BrokenPipeError, ConnectionResetError)):
-        for _ in range(100):
-            send_some(near, Outgoing([(b"", [span(file, 0, SIZE)])]), 1.0)
+        send_some(near, Outgoing(frames), 1.0)

@@ -44,7 +44,7 @@ def test_advancing_in_any_steps_goes_through_every_byte(
     outgoing = Outgoing(frames)
     seen = b""
     while window := outgoing.window():
-        offered = b"".join(window)
+        offered = b"".join(map(bytes, window))
         taken = min(len(offered), steps[len(seen) % len(steps)])
         seen += offered[:taken]
         outgoing.advance(taken)
