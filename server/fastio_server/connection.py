@@ -49,7 +49,7 @@ _LINGER_S = 3.0
 
 # Handing frames to a thread and back costs two waits for the GIL, up to a millisecond beside threads that compute, so
 # small batches go together. An answer to the peer waits behind at most this much.
-_BUNDLE_BYTES = 4 << 20
+_BUNDLE_BYTES = 16 << 20
 
 
 class Connection:
