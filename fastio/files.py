@@ -29,6 +29,9 @@ from fastio.formats.base import FileRef
 _BLOCK_BYTES = 2 << 20
 _RESIDENCY_VALID_S = 1.0
 _RESIDENCY_SHARE = 0.02
+# A block with fewer pages missing than this counts as resident: usually those of fields that nobody reads. Starting the
+# device for each of its records would cost a third of the time of a batch; faulting in the odd page costs less.
+_RESIDENT_SHARE = 0.95
 
 __all__ = ["BadFileError", "FileSet", "FileSpan", "OpenFile", "default_descriptor_limit"]
 
@@ -119,7 +122,7 @@ class OpenFile:
             found = pagecache.resident_bytes(self.fd, start, length)
             if found is None:
                 break
-            resident[block] = found >= length
+            resident[block] = found >= _RESIDENT_SHARE * length
         return resident
 
     def unmap(self) -> None:
