@@ -38,8 +38,8 @@ demo: $(STAMP)
 	$(BIN)/python client/examples/digits
 
 check: $(STAMP)
-	$(BIN)/python -m ruff check
-	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m ruff check --no-cache
+	$(BIN)/python -m ruff format --check --no-cache
 	$(BIN)/python -m mypy
 	MYPYPATH=client/examples/digits $(BIN)/python -m mypy client/examples/digits
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports --no-cache

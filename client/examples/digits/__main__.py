@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from fastio_client.torch import RemoteDataset
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -27,6 +26,7 @@ from chart import draw
 from compare import print_comparison
 from daemon import Daemon
 from data import TRAIN_RECORDS, decode, pack, test_set
+from fastio_client.torch import RemoteDataset
 from model import Net, accuracy, train_step
 
 BATCH = 32

@@ -12,12 +12,12 @@ from typing import Any
 
 import lmdb
 import torch
-from fastio_client.torch import RemoteDataset
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from daemon import Daemon
+from fastio_client.torch import RemoteDataset
 
 ROUNDS = 3
 SECONDS = 1.0
