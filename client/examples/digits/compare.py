@@ -6,9 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lmdb
 import torch
@@ -38,7 +38,9 @@ class LmdbDataset(Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         if self._transaction is None:
             self._transaction = lmdb.open(str(self._path), readonly=True, lock=False, readahead=False).begin()
-        return torch.frombuffer(bytearray(self._transaction.get(b"%012d" % index)), dtype=torch.uint8)
+        value = self._transaction.get(b"%012d" % index)
+        assert isinstance(value, bytes)
+        return torch.frombuffer(bytearray(value), dtype=torch.uint8)
 
 
 def print_comparison(console: Console, daemon: Daemon, stores: dict[str, Path], batch_sizes: dict[str, int]) -> None:
@@ -50,12 +52,10 @@ def print_comparison(console: Console, daemon: Daemon, stores: dict[str, Path], 
         dataset = RemoteDataset(daemon.url(name), batch_size=batch_size, fields=["value"])
         by_hand = LmdbDataset(stores[name])
         record_bytes = len(LmdbDataset(stores[name])[0])  # an instance of its own: an open one must not be forked
-        readers: dict[str, Callable[[], Iterator[int]]] = {
-            "fastio": lambda dataset=dataset: _fastio(dataset),
-            "DataLoader, 0 workers": lambda data=by_hand, b=batch_size: _loader(DataLoader(data, b, shuffle=True)),
-            "DataLoader, 2 workers": lambda data=by_hand, b=batch_size: _loader(
-                DataLoader(data, b, shuffle=True, num_workers=2, persistent_workers=True)
-            ),
+        readers = {
+            "fastio": partial(_fastio, dataset),
+            "DataLoader, 0 workers": partial(_by_hand, by_hand, batch_size, 0),
+            "DataLoader, 2 workers": partial(_by_hand, by_hand, batch_size, 2),
         }
         best = dict.fromkeys(readers, 0.0)
         limit = 0.0
@@ -75,7 +75,8 @@ def _fastio(dataset: RemoteDataset) -> Iterator[int]:
             yield len(batch["_id"])
 
 
-def _loader(loader: Iterable[Any]) -> Iterator[int]:
+def _by_hand(dataset: LmdbDataset, batch_size: int, workers: int) -> Iterator[int]:
+    loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     while True:
         for batch in loader:
             yield len(batch)

@@ -34,7 +34,7 @@ def train_step(net: Net, optimizer: torch.optim.Optimizer, images: torch.Tensor,
     net.train()
     optimizer.zero_grad()
     loss = functional.cross_entropy(net(images), labels)
-    loss.backward()
+    torch.autograd.backward(loss)
     optimizer.step()
     return float(loss.detach())
 
