@@ -20,8 +20,10 @@ from tests.integration.daemon_support import Daemon
 
 BATCH = 1024
 MARKED = 500
+# Full of either dataset: what is read ahead is memory too, and a million of these records would not fill a large window.
+WINDOW_BYTES = 4 << 20
 # What two runs of the same daemon may differ by (allocator, caches, maps of a few pages each).
-SLACK_BYTES = 48 << 20
+SLACK_BYTES = 32 << 20
 
 
 class _WithHoles(io.RawIOBase):
@@ -81,7 +83,7 @@ def first_batch_and_memory(folder: Path, records: int, start: int = 0) -> int:
     ids_B = Permutation(records, seed=5, epoch=0).ids(np.arange(start, start + MARKED, dtype=np.int64))
     mark(folder / "numbers.arrow", ids_B)
     with Daemon(folder, "--listen", "127.0.0.1:0", data=folder / "numbers.arrow").ready() as daemon:
-        with Loader(f"{daemon.urls[0]}/train", batch_size=BATCH, seed=5) as loader:
+        with Loader(f"{daemon.urls[0]}/train", batch_size=BATCH, seed=5, window_bytes=WINDOW_BYTES) as loader:
             state = loader.state_dict()
             loader.load_state_dict({**state, "records_done": start, "step": start // BATCH})
             batch = next(iter(loader))
