@@ -46,6 +46,11 @@ class Address:
             return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
         return self.path.replace("\0", "@", 1)
 
+    @property
+    def peer(self) -> str:
+        """The daemon, in the messages of a connection: a private one's name is random, and says nothing to a reader."""
+        return "the private daemon" if self.path.startswith("\0fastio-") else self.server
+
 
 def parse_address(url: str) -> Address:
     """Takes a URL or path apart. Names and socket paths may be percent-encoded.

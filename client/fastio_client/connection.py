@@ -42,7 +42,7 @@ class Connection:
         self.welcome = Welcome("", _FIRST_KEEPALIVE_S, 0)
         self.end = ClientEnd(allocate)
         self._sock = sock
-        self._server = address.server
+        self._server = address.peer
         self._lock = threading.Lock()
         self._pings = 0
 

@@ -41,7 +41,7 @@ class EmbeddedTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     address: str
     max_window_bytes: int = ServerConfig.max_window_bytes
     index_directory: str | None = None
-    log_level: LogLevel = "warning"
+    log_level: LogLevel = "error"
 
 
 def main() -> None:

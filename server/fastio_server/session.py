@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from fastio.errors import ErrorKind, FastioError, RequestError, UnavailableError
+from fastio.errors import ErrorKind, FastioError, RequestError, StoreError, UnavailableError
 from fastio.spec import StreamSpec
 from fastio.wire.messages import (
     CloseStream,
@@ -181,7 +181,9 @@ class Session:
     def _reader_failed(self, event: ReaderFailed) -> list[Instruction]:
         if self.phase is Phase.CLOSING:
             return self._end_stream(StreamClosed(), "closed by the client")
-        failed = Note("stream failed", "error", {**_place(self._open_spec()), "error": str(event.error)})
+        # A wrong request is its sender's affair; bad data or a bad disk is the operator's.
+        level = "error" if isinstance(event.error, StoreError) else "warning"
+        failed = Note("stream failed", level, {**_place(self._open_spec()), "error": str(event.error)})
         return [failed, *self._end_stream(_error_message(event.error), "failed")]
 
     def _reader_finished(self, _: ReaderFinished) -> list[Instruction]:
