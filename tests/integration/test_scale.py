@@ -22,8 +22,8 @@ BATCH = 1024
 MARKED = 500
 # What is read ahead is memory too, and a million of these records would not fill a large window.
 WINDOW_BYTES = 4 << 20
-# One bit for each of 10**9 records would be 119 MiB; runs of the same daemon differ by up to 20 MB, because each thread's
-# first allocations take an arena of their own.
+# One bit for each of 10**9 records would be 119 MiB. Runs of the same daemon differ by up to 20 MB, because the first
+# allocations of each thread take an arena of their own.
 SLACK_BYTES = 64 << 20
 
 
