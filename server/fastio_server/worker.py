@@ -39,7 +39,7 @@ __all__ = ["ControlPipe", "WorkerTask", "main", "serve_sockets"]
 
 # The loop shares the GIL with reader and sender threads. At CPython's default of 5 ms a PONG or a credit waits that
 # long whenever a thread computes; batches are then sent in bursts with idle gaps between. 0.5 ms keeps the loop's
-# reaction below the time of one batch, and its cost (a few thousand forced switches a second at worst) below 1 %.
+# reaction below the time of one batch; 0.05 ms changed neither throughput nor the time to the first batch measurably.
 _SWITCH_INTERVAL_S = 0.0005
 
 
